@@ -1,0 +1,61 @@
+"""`taskq run`: the service."""
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from taskq.cli.options import given, settings_options
+from taskq.config import load_settings
+from taskq.service import Banner, run_service
+from taskq.telemetry import set_up_logging
+
+__all__ = ["run", "run_loop"]
+
+
+@click.command()
+@settings_options
+def run(**flags: Any) -> None:
+    """Run the service: take tasks over HTTP and SQL, run them.
+
+    Settings: these flags, then TASKQ_… in the environment, then taskq.toml, then the default.
+    """
+    settings = load_settings(given(flags))
+    set_up_logging(settings.log_format, settings.log_level)
+    run_loop(run_service(settings, _announce))
+
+
+def run_loop(main: Any) -> Any:
+    """Run a coroutine on the fastest event loop there is; unwrap what a TaskGroup wrapped."""
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = asyncio.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _announce(banner: Banner) -> None:
+    lines = [
+        f"taskq {banner.version}" + ("" if banner.role == "all" else f" ({banner.role})"),
+        f"  HTTP      {banner.url}",
+        f"  database  {banner.database}",
+        f"  mails     {banner.mails}",
+        *(f"  WARNING   {warning}" for warning in banner.warnings),
+    ]
+    if banner.role != "worker":
+        lines += [
+            '  try       curl -d \'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}\' '
+            f"{banner.url}/task/"
+        ]
+    click.echo("\n".join(lines), file=sys.stdout)
+    sys.stdout.flush()

@@ -1,0 +1,346 @@
+"""Claim for free slots, run, settle in natural batches; the only caller of claim and settle.
+
+    wake ─► claim ≤ free slots ─► one asyncio.Task per run ─► outcome ─► settle batch
+              ▲ births: the intake's fresh rows take slots without a claim ┘
+
+A slot is reserved before a row can become ours, so what runs is bounded by what the table says.
+Claims start at each lane's low-water mark, behind the dead index entries of what was claimed before;
+a full look past the marks, once a poll, finds what committed late.  Events only wake; the loop
+decides.
+
+What the table says we own and what we run must agree.  When the answer to a claim or an insert is
+lost on the way (the connection broke at its commit), rows may be ours without our knowing; as our
+lease lives nobody would rescue them.  So after such a break, and every `RECONCILE_S` besides, the
+dispatcher compares and hands back what it does not know.
+
+Draining: claims and births end at once, runs get `grace_s`, then they are cancelled and handed back
+with their attempt; a run in an uninterruptible span (a mail past its final dot) is waited for.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from taskq.batch import Batch
+from taskq.config import Settings
+from taskq.errors import StoreRefused, StoreUnavailable
+from taskq.lease import Lease
+from taskq.store import EARLIEST, Store
+from taskq.task import Change, Context, Released, RetryPolicy, Run, settle
+from taskq.wake import Wake
+from taskq.worker import Worker
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger("taskq.dispatcher")
+
+SETTLE_BATCH_MAX = 1_000
+LANES_MAX = 1_000
+RECONCILE_S = 30.0
+SURVEY_PAUSE_S = 0.05
+MARK_SLACK = timedelta(milliseconds=200)
+BACKOFF_S = (0.1, 5.0)
+LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
+UNKNOWN_KIND_POLICY = RetryPolicy()
+
+
+class Dispatcher:
+    """Runs tasks on a bounded number of slots."""
+
+    def __init__(
+        self, store: Store, worker: Worker, lease: Lease, settings: Settings, *, mask: Callable[[bool], None]
+    ) -> None:
+        """Prepare; `run` starts it.
+
+        Args:
+            store: Where tasks are claimed and settled.
+            worker: Runs one.
+            lease: Under which they are ours.
+            settings: Of the process.
+            mask: Holds or drops the mask of `taskq.wake`.
+        """
+        self._store = store
+        self._worker = worker
+        self._lease = lease
+        self._claim_max = settings.claim_batch_max
+        self._slots = self._free = settings.concurrency
+        self.wake = Wake(mask, poll_s=settings.poll_s)
+        self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
+        self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
+        self._known: dict[int, Run] = {}
+        self._tasks: dict[int, tuple[asyncio.Task[None], Context]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._backlog = True
+        self._births = 0
+        self._draining = False
+        self._suspect: int | None = None
+        self._suspects_waiting = False
+        self._reconcile_at = 0.0
+        self._surveyed_at = 0.0
+        self._idle = asyncio.Event()
+        self.stale = 0
+
+    # -- births: slots for the intake
+
+    def reserve(self, wanted: int) -> int:
+        """Take up to `wanted` slots for rows about to be born in progress; 0 when others wait already."""
+        if self._backlog or self._draining or self._group is None or self._reconcile_due() or not self._lease.holds():
+            return 0
+        taken = min(wanted, self._free)
+        self._free -= taken
+        self._births += taken
+        return taken
+
+    def born(self, runs: Sequence[Run], *, reserved: int, waiting: int) -> None:
+        """Start rows born in progress and return the slots not used.
+
+        Args:
+            runs: The rows.
+            reserved: Slots taken for them.
+            waiting: Rows of the same insert that stay pending.
+        """
+        self._births -= reserved
+        self._free += reserved - len(runs)
+        for run in runs:
+            self._start(run)
+        if waiting:
+            self._backlog = True
+            self.wake.now()
+
+    def birth_unknown(self, *, reserved: int) -> None:
+        """Return the slots of an insert whose answer was lost; its rows may be ours."""
+        self._births -= reserved
+        self._free += reserved
+        if reserved:
+            self._reconcile_at = 0.0
+            self.wake.now()
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Claim and run until drained; leaving the group waits for the last run."""
+        async with asyncio.TaskGroup() as writing:
+            writer = writing.create_task(self._settles.run())
+            async with asyncio.TaskGroup() as self._group:
+                await self._dispatch()
+                self._idle.set()
+            try:
+                async with asyncio.timeout(LAST_WAIT_S):
+                    await self._settles.empty()
+            except TimeoutError:
+                logger.error("outcomes could not be written before the stop", extra={"runs": len(self._settles)})
+            writer.cancel()
+
+    async def _dispatch(self) -> None:
+        failures = 0
+        while not self._draining:
+            full = await self.wake.wait()
+            try:
+                if self._lease.holds() and not self._draining:
+                    await self._look(full=full)
+                elif full:
+                    self.wake.polled(0.0)
+                failures = 0
+            except (StoreUnavailable, StoreRefused) as error:
+                failures += 1
+                self._reconcile_at = 0.0
+                self._backlog = True
+                if failures == 1:
+                    logger.warning("claiming failed; it is tried again", extra={"error": str(error)})
+                await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(failures, 10))))  # noqa: S311 - jitter is no secret
+
+    async def _look(self, *, full: bool) -> None:
+        if self._reconcile_due():
+            await self._reconcile()
+        if full:
+            began = time.monotonic()
+            await self._survey()
+            self.wake.polled(time.monotonic() - began)
+        if self._suspects_waiting and self._suspect is None and self._free:
+            await self._claim_suspect()
+        found = await self._claim(full=full)
+        if not found and not full and self._free and time.monotonic() > self._surveyed_at + SURVEY_PAUSE_S:
+            await self._survey()  # a notification from a lane not seen before
+            found = await self._claim(full=False)
+        self.wake.found(found)
+
+    async def _claim(self, *, full: bool) -> int:
+        """Claim until nothing is due or no slot is free; return the number claimed."""
+        total = 0
+        while not self._draining:
+            slots = min(self._free, self._claim_max)
+            if slots <= 0:
+                self._backlog = True
+                self.wake.saturated()
+                break
+            lanes = list(self._lows)
+            lows = [EARLIEST] * len(lanes) if full else list(self._lows.values())
+            self._free -= slots
+            try:
+                claimed = await self._store.claim(lanes, lows, slots=slots, owner=self._lease.id)
+            finally:
+                self._free += slots
+            for run, lane, due_at in claimed:
+                self._lows[lane] = max(self._lows[lane], due_at - MARK_SLACK)
+                self._free -= 1
+                self._start(run)
+            total += len(claimed)
+            if len(claimed) < slots:
+                self._backlog = False
+                break
+            full = False
+        return total
+
+    async def _survey(self) -> None:
+        self._surveyed_at = time.monotonic()
+        lanes = (await self._store.survey())[:LANES_MAX]
+        ordinary = [lane for lane in lanes if not lane.suspect]
+        # Lanes keep their marks and stay claimable while empty, so that the next task in one is found at once.
+        fresh = {
+            (lane.queue, lane.priority): self._lows.get((lane.queue, lane.priority), EARLIEST) for lane in ordinary
+        }
+        merged = fresh | {key: low for key, low in self._lows.items() if key not in fresh}
+        self._lows = dict(sorted(merged.items(), key=lambda item: (item[0][1], item[0][0]))[:LANES_MAX])
+        self._suspects_waiting = any(lane.suspect and lane.due_in_s <= 0 for lane in lanes)
+        for lane in lanes:
+            if lane.due_in_s > 0:
+                self.wake.due_in(lane.due_in_s)
+
+    async def _claim_suspect(self) -> None:
+        """Run a task that two processes died with, one such at a time, so that only the culprit is blamed."""
+        run = await self._store.claim_suspect(owner=self._lease.id)
+        if run is None:
+            self._suspects_waiting = False
+            return
+        self._suspect = run.id
+        self._free -= 1
+        self._start(run)
+
+    # -- one run
+
+    def _start(self, run: Run) -> None:
+        if self._group is None:
+            raise AssertionError
+        self._known[run.id] = run
+        context = self._worker.context(run)
+        self._tasks[run.id] = (self._group.create_task(self._run_one(run, context)), context)
+
+    async def _run_one(self, run: Run, context: Context) -> None:
+        kind = self._worker.kind(run)
+        try:
+            outcome = await self._worker.run(run, kind, context)
+        except asyncio.CancelledError:
+            if not self._draining and run.owner == self._lease.id:
+                raise  # the process is going down with an error, not draining
+            outcome = Released()
+        change = settle(run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
+        try:
+            if kind is not None and kind.ack_each and not self._draining:
+                await self._settles.put((run, change))
+            else:
+                self._settles.add((run, change))
+        finally:
+            del self._tasks[run.id]
+            self._free += 1
+        if self._suspect == run.id:
+            self._suspect, self._suspects_waiting = None, True
+            self.wake.now()
+        if self._backlog:
+            self.wake.now()
+
+    async def _settle(self, batch: list[tuple[Run, Change]]) -> list[bool]:
+        """Write outcomes, repeating until PostgreSQL has them: the guards make a second write harmless."""
+        changes = [change for _, change in batch]
+        tries = 0
+        while True:
+            try:
+                written = await self._store.settle(changes)
+                break
+            except (StoreUnavailable, StoreRefused) as error:
+                if isinstance(error, StoreRefused) and len(batch) > 1:
+                    for one in batch:
+                        await self._settle([one])
+                    return [True] * len(batch)
+                tries += 1
+                if tries == 1:
+                    logger.warning(
+                        "settling failed; it is tried again", extra={"runs": len(batch), "error": str(error)}
+                    )
+                await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(tries, 10))))  # noqa: S311 - jitter is no secret
+        if written < len(batch) and not tries:
+            self.stale += len(batch) - written
+            logger.warning("results of superseded runs were discarded", extra={"runs": len(batch) - written})
+        for run, change in batch:
+            if self._known.get(run.id) is run:
+                del self._known[run.id]
+            if change.delay_s is not None:
+                self.wake.due_in(change.delay_s)
+        return [True] * len(batch)
+
+    # -- what the table says and what we know
+
+    def lost(self, lease: int) -> None:
+        """Give up the runs of a lease that another instance ended: they run elsewhere by now."""
+        for task_id, (task, _) in list(self._tasks.items()):
+            if self._known[task_id].owner == lease:
+                task.cancel()
+        self.wake.now()
+
+    def _reconcile_due(self) -> bool:
+        return time.monotonic() >= self._reconcile_at
+
+    async def _reconcile(self) -> None:
+        if self._births:
+            return  # an insert is under way; it wakes us when it is done
+        owner = self._lease.id
+        strangers = [
+            (task_id, run) for task_id, run in await self._store.owned(owner=owner) if task_id not in self._known
+        ]
+        self._reconcile_at = time.monotonic() + RECONCILE_S
+        if strangers:
+            released = await self._store.release(strangers, owner=owner)
+            logger.warning("handed back runs whose claim was lost on the way", extra={"task_ids": released[:20]})
+            self._backlog = True
+            self.wake.now()
+
+    # -- the end
+
+    async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
+        """Stop claiming, give runs `grace_s` to end, hand back the rest, wait for the uninterruptible.
+
+        Args:
+            grace_s: Seconds.
+            hurry: Set by a second signal: the grace ends at once.
+        """
+        self._draining = True
+        self.wake.now()
+        await self._idle.wait()
+        await self._until_idle(grace_s, hurry)
+        for task, context in list(self._tasks.values()):
+            if not context.uninterruptible_depth:
+                task.cancel()
+        await self._until_idle(None, hurry)
+        if self._tasks:
+            await asyncio.wait([task for task, _ in self._tasks.values()], timeout=LAST_WAIT_S)
+        for task, _ in list(self._tasks.values()):
+            task.cancel()
+
+    async def _until_idle(self, grace_s: float | None, hurry: asyncio.Event) -> None:
+        if not self._tasks:
+            return
+        logger.info("waiting for running tasks", extra={"running": len(self._tasks), "grace_s": grace_s})
+        hurried = asyncio.ensure_future(hurry.wait())
+        done = asyncio.ensure_future(asyncio.wait([task for task, _ in self._tasks.values()]))
+        try:
+            await asyncio.wait({hurried, done}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+            done.cancel()
+
+    @property
+    def running(self) -> int:
+        """Runs under way."""
+        return len(self._tasks)

@@ -1,0 +1,125 @@
+"""Submissions in: concurrent ones share one INSERT and so one flush of the log.
+
+`submit` returns when the row is committed.  A failing row fails alone: a batch that PostgreSQL
+refuses is repeated row by row.  When too many wait, or PostgreSQL is away, the caller is told at
+once and nothing of it is kept in memory.  A caller that hangs up loses nothing: its row is stored
+with the batch it had joined.
+
+While slots are free and nobody waits, the first rows of a batch are born in progress: they need no
+claim, no second commit and no entry in the pending index.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from taskq.batch import Batch
+from taskq.config import Settings
+from taskq.errors import IntakeFull, StoreRefused, StoreUnavailable
+from taskq.lease import Lease
+from taskq.store import Store
+from taskq.task import NewTask, Run, Status
+
+__all__ = ["Births", "Intake"]
+
+logger = logging.getLogger("taskq.intake")
+
+
+class Births(Protocol):
+    """Where rows born in progress run; the dispatcher."""
+
+    def reserve(self, wanted: int) -> int:
+        """Take up to `wanted` slots."""
+        ...
+
+    def born(self, runs: Sequence[Run], *, reserved: int, waiting: int) -> None:
+        """Start the runs and return the other slots."""
+        ...
+
+    def birth_unknown(self, *, reserved: int) -> None:
+        """Return the slots of an insert whose answer was lost."""
+        ...
+
+
+class Intake:
+    """Stores submissions in batches."""
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        settings: Settings,
+        *,
+        births: Births | None,
+        notify_others: Callable[[], None],
+    ) -> None:
+        """Prepare; `run` starts it.
+
+        Args:
+            store: Where the rows go.
+            lease: Under which rows are born in progress.
+            settings: Of the process.
+            births: Where they run; None: every row waits for a claim.
+            notify_others: Tells the other instances that rows wait.
+        """
+        self._store = store
+        self._lease = lease
+        self._births = births
+        self._notify_others = notify_others
+        self._waiting_max = settings.intake_waiting_max
+        self._batch: Batch[NewTask, int] = Batch(self._flush, size_max=settings.intake_batch_max)
+
+    async def submit(self, new: NewTask) -> int:
+        """Store one task; return its id when it is committed.
+
+        Raises:
+            IntakeFull: Too many wait; nothing was stored.
+            StoreUnavailable: PostgreSQL is away; `sent` says whether the row may be stored.
+            StoreRefused: PostgreSQL refused this very row.
+        """
+        if len(self._batch) >= self._waiting_max:
+            raise IntakeFull(f"{self._waiting_max} submissions wait for their commit: try again in a moment")
+        return await self._batch.put(new)
+
+    async def run(self) -> None:
+        """Store batches for ever; ends by cancellation."""
+        await self._batch.run()
+
+    async def empty(self) -> None:
+        """Wait until every submission so far is stored or refused."""
+        await self._batch.empty()
+
+    async def _flush(self, batch: list[NewTask]) -> Sequence[int | BaseException]:
+        reserved = self._births.reserve(len(batch)) if self._births else 0
+        owner = self._lease.id
+        try:
+            rows = await self._store.insert(batch, births=reserved, owner=owner)
+        except StoreUnavailable as error:
+            if self._births:
+                self._births.birth_unknown(reserved=reserved)
+            return [error] * len(batch)
+        except StoreRefused as error:
+            if self._births:
+                self._births.born((), reserved=reserved, waiting=0)
+            if len(batch) == 1:
+                return [error]
+            return [result for new in batch for result in await self._flush([new])]
+        self._hand_over(batch, rows, reserved, owner)
+        return [row[0] for row in rows]
+
+    def _hand_over(
+        self, batch: list[NewTask], rows: list[tuple[int, int, datetime]], reserved: int, owner: int
+    ) -> None:
+        runs: list[Run] = []
+        if reserved:
+            runs = [
+                Run(task_id, 1, owner, new.kind, 1, new.max_attempts, created_at, new.payload)
+                for new, (task_id, status, created_at) in zip(batch, rows, strict=True)
+                if status == Status.IN_PROGRESS
+            ]
+        waiting = len(batch) - len(runs)
+        if self._births:
+            self._births.born(runs, reserved=reserved, waiting=waiting)
+        if waiting:
+            self._notify_others()

@@ -1,0 +1,191 @@
+"""Kinds of work: a name, a handler, the schema of its payload and the limits of one run.
+
+The one extension point.  A handler is an async function whose first parameter says what its payload
+is, and whose second, if it has one, is the run's `Context`:
+
+    @handler("resize", timeout_s=60)
+    async def resize(payload: Resize, context: Context) -> None: ...
+
+The payload is any type pydantic can check (a model, a TypedDict, `dict[str, Any]`); it is checked at
+submission, so that the caller sees the error, and again before the run, since SQL callers bypass
+the first check.
+"""
+
+import difflib
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from taskq.errors import ConfigError, InvalidPayload, UnknownKind
+from taskq.task import Context, RetryPolicy
+
+__all__ = ["Kind", "Registry", "check_depth", "declared", "handler", "make_kind"]
+
+Handler = Callable[..., Awaitable[object]]
+
+NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+DEPTH_MAX = 32  # of a payload: deeper ones are refused rather than met by a recursion limit later
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of work."""
+
+    name: str
+    handler: Handler
+    payload: TypeAdapter[Any]
+    wants_context: bool
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    timeout_s: float = 300.0
+    """Seconds that one run may take."""
+    max_attempts: int = 10
+    ack_each: bool = False
+    """Write each outcome before its slot is used again: for effects whose repeat is expensive."""
+
+    def check(self, body: bytes) -> str:
+        """Check a submitted payload; return it as the JSON to store.
+
+        Raises:
+            InvalidPayload: It does not fit; names the field.
+        """
+        try:
+            return self.payload.dump_json(self.payload.validate_json(body)).decode()
+        except ValidationError as error:
+            detail = error.errors(include_url=False, include_context=False)[0]
+            message, name = self._sentence(detail)
+            raise InvalidPayload(message, field=name, malformed=detail["type"] == "json_invalid") from None
+
+    def parse(self, payload: str) -> Any:
+        """Read a stored payload; raises `InvalidPayload`."""
+        try:
+            return self.payload.validate_json(payload)
+        except ValidationError as error:
+            detail = error.errors(include_url=False, include_context=False)[0]
+            raise InvalidPayload(self._sentence(detail)[0]) from None
+
+    def _sentence(self, detail: ErrorDetails) -> tuple[str, str]:
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            fields = list(self.payload.json_schema().get("properties", ()))
+            near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
+            return f"{name} is no field of the kind {self.name}: {hint}", name
+        if detail["type"] == "missing":
+            return f"{name} is missing: the kind {self.name} needs it", name
+        return (f"{name}: {message}" if name else message), name
+
+
+class Registry:
+    """The kinds this process can run."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._kinds: dict[str, Kind] = {}
+
+    def add(self, kind: Kind) -> None:
+        """Add a kind; a second of the same name is a `ConfigError`."""
+        if kind.name in self._kinds:
+            raise ConfigError(f"the kind {kind.name} is declared twice: rename one of the handlers")
+        self._kinds[kind.name] = kind
+
+    def find(self, name: str) -> Kind | None:
+        """Return the kind of that name, if there is one."""
+        return self._kinds.get(name)
+
+    def get(self, name: str) -> Kind:
+        """Return the kind of that name, or raise `UnknownKind` with a suggestion."""
+        kind = self._kinds.get(name)
+        if kind is None:
+            near = difflib.get_close_matches(name, self._kinds, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(self._kinds))}"
+            raise UnknownKind(f"{name!r} is no kind of work: {hint}")
+        return kind
+
+    def load(self, modules: tuple[str, ...]) -> None:
+        """Import modules and add the kinds that their `@handler` functions declare."""
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ConfigError(
+                    f"handlers names {module}, which can't be imported ({error}): check PYTHONPATH"
+                ) from error
+        for kind in declared:
+            self.add(kind)
+
+
+declared: list[Kind] = []
+"""Kinds declared by `@handler` in the modules imported so far."""
+
+
+def handler(
+    name: str,
+    *,
+    timeout_s: float = 300.0,
+    policy: RetryPolicy | None = None,
+    max_attempts: int = 10,
+    ack_each: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Declare an async function as the handler of a kind; see the head of this module.
+
+    Args:
+        name: 1 to 64 of a-z, 0-9, `_`, `.`, `-`, beginning with a letter.
+        timeout_s: Seconds that one run may take.
+        policy: Back-off between attempts.
+        max_attempts: Attempts before the task is failed, 1 to 100.
+        ack_each: Write each outcome before its slot is used again.
+    """
+
+    def declare(function: Handler) -> Handler:
+        declared.append(
+            make_kind(name, function, policy or RetryPolicy(), timeout_s, max_attempts=max_attempts, ack_each=ack_each)
+        )
+        return function
+
+    return declare
+
+
+def make_kind(
+    name: str, function: Handler, policy: RetryPolicy, timeout_s: float, *, max_attempts: int, ack_each: bool
+) -> Kind:
+    """Build a kind from an async callable, its payload type read from the annotations."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is no name for a kind: use 1 to 64 of a-z, 0-9, _, . and -, beginning with a letter"
+        )
+    call = function if inspect.isfunction(function) else function.__call__
+    if not inspect.iscoroutinefunction(call):
+        raise ConfigError(f"the handler of {name} is no async function: declare it with `async def`")
+    hints = typing.get_type_hints(call)
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    if not 1 <= len(parameters) <= 2 or parameters[0].name not in hints:
+        raise ConfigError(f"the handler of {name} must take an annotated payload and, if it likes, a Context")
+    wants_context = len(parameters) == 2
+    if wants_context and hints.get(parameters[1].name) is not Context:
+        raise ConfigError(f"the second parameter of the handler of {name} must be annotated as Context")
+    return Kind(
+        name, function, TypeAdapter(hints[parameters[0].name]), wants_context, policy, timeout_s, max_attempts, ack_each
+    )
+
+
+def check_depth(value: object, depth: int = 0) -> None:
+    """Raise `InvalidPayload` for JSON nested deeper than `DEPTH_MAX` or with a NUL in a string."""
+    if depth > DEPTH_MAX:
+        raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels: flatten it")
+    if isinstance(value, dict):
+        for key, item in typing.cast("dict[str, object]", value).items():
+            check_depth(key, depth)
+            check_depth(item, depth + 1)
+    elif isinstance(value, list):
+        for item in typing.cast("list[object]", value):
+            check_depth(item, depth + 1)
+    elif isinstance(value, str) and "\0" in value:
+        raise InvalidPayload("a text holds the character U+0000, which PostgreSQL can't store: remove it")

@@ -1,0 +1,135 @@
+"""One strict e-mail address: `local@domain` and nothing around it.
+
+Accepted is the form that every relay treats alike: a dot-atom, an `@` and a domain name (RFC 5321
+§4.1.2).  Refused are quoted local parts, comments, display names, source routes, domain literals,
+lists, blanks and control characters: each has been used to smuggle a second recipient or a command
+past a more generous parser.  Domains leave here as lower-case A-labels by IDNA 2008, because the
+standard library's IDNA 2003 codec turns `faß.de` into another domain.  Characters beyond ASCII in
+the local part are allowed; such an address needs a relay that offers SMTPUTF8 (RFC 6531).
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import idna
+
+__all__ = ["Address", "mask_address", "parse_address"]
+
+ADDRESS_OCTETS_MAX = 254  # RFC 5321 §4.5.3.1.3: a path of 256 holds the two angle brackets as well
+LOCAL_OCTETS_MAX = 64  # RFC 5321 §4.5.3.1.1
+DOMAIN_OCTETS_MAX = 255  # RFC 5321 §4.5.3.1.2
+
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_PLAIN = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@((?:{_LABEL}\.)*({_LABEL}))")
+_BLANK = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+_NOT_ATEXT = re.compile(rf"(?!{_ATEXT})[\x00-\x7f]")
+_CATEGORIES_REFUSED = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
+_REMEDY = "write one bare address such as ada@example.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An accepted address."""
+
+    local: str
+    """What stands before the `@`, as written (composed by Unicode NFC)."""
+    domain: str
+    """A-labels in lower case."""
+
+    def __str__(self) -> str:
+        return f"{self.local}@{self.domain}"
+
+    @property
+    def smtputf8(self) -> bool:
+        """Whether only a relay that offers SMTPUTF8 can take it."""
+        return not self.local.isascii()
+
+
+def parse_address(text: str) -> Address:
+    """Return the one address that `text` is.
+
+    Raises:
+        ValueError: It is anything else; the message states fact, value and remedy.
+    """
+    plain = _PLAIN.fullmatch(text) if len(text) <= ADDRESS_OCTETS_MAX else None
+    if plain is not None:
+        local, domain, last = plain.groups()
+        if len(local) <= LOCAL_OCTETS_MAX and not last.isdigit() and "xn--" not in (domain := domain.lower()):
+            return Address(local, domain)
+    return _parse_unusual(text)
+
+
+def mask_address(text: str) -> str:
+    """Return the address as logs may show it, such as `a***@example.com`."""
+    local, _, domain = text.rpartition("@")
+    return f"{local[:1]}***@{domain}"
+
+
+def _parse_unusual(text: str) -> Address:
+    """Parse an address that is international, too long or wrong, and say what is wrong."""
+    if not text:
+        raise ValueError(f"the address is empty: {_REMEDY}")
+    if len(text) > ADDRESS_OCTETS_MAX:  # no longer one can become deliverable, and it is not worth looking into
+        raise ValueError(
+            f"the address {_shown(text)} has {len(text)} characters: at most {ADDRESS_OCTETS_MAX} can be delivered"
+        )
+    if found := _BLANK.search(text):
+        raise ValueError(
+            f"the address {_shown(text)} contains {found.group()!r}, a blank or control character: {_REMEDY}"
+        )
+    if text.count("@") != 1:
+        raise ValueError(f"the address {_shown(text)} contains {text.count('@')} @ signs instead of one: {_REMEDY}")
+    local, _, domain = text.partition("@")
+    address = Address(_checked_local(text, unicodedata.normalize("NFC", local)), _checked_domain(text, domain))
+    octets = len(str(address).encode())
+    if octets > ADDRESS_OCTETS_MAX:
+        raise ValueError(
+            f"the address {_shown(text)} has {octets} octets: at most {ADDRESS_OCTETS_MAX} can be delivered"
+        )
+    return address
+
+
+def _checked_local(text: str, local: str) -> str:
+    if not local:
+        raise ValueError(f"the address {_shown(text)} has nothing before the @: {_REMEDY}")
+    if local.startswith(".") or local.endswith(".") or ".." in local:
+        raise ValueError(f"the address {_shown(text)} has a misplaced dot before the @: {_REMEDY}")
+    for character in local:
+        category = unicodedata.category(character)
+        if character != "." and (_NOT_ATEXT.match(character) or category in _CATEGORIES_REFUSED):
+            raise ValueError(
+                f"the address {_shown(text)} has {character!r} before the @: quoted parts, comments, names and lists "
+                f"are not accepted, {_REMEDY}"
+            )
+    octets = len(local.encode())
+    if octets > LOCAL_OCTETS_MAX:
+        raise ValueError(
+            f"the address {_shown(text)} has {octets} octets before the @: at most {LOCAL_OCTETS_MAX} can be delivered"
+        )
+    return local
+
+
+def _checked_domain(text: str, domain: str) -> str:
+    if not domain:
+        raise ValueError(f"the address {_shown(text)} has nothing after the @: {_REMEDY}")
+    try:
+        encoded = idna.encode(domain, uts46=True, std3_rules=True).decode("ascii")
+    except UnicodeError:
+        encoded = ""
+    if (
+        len(encoded) > DOMAIN_OCTETS_MAX
+        or _PLAIN.fullmatch(f"a@{encoded}") is None
+        or encoded.rpartition(".")[2].isdigit()
+    ):
+        raise ValueError(
+            f"the address {_shown(text)} has no valid domain after the @: write a domain name such as example.com, "
+            f"without brackets or a final dot"
+        )
+    return encoded
+
+
+def _shown(text: str) -> str:
+    """Return the value for an error message: quoted, escaped, at most 80 characters of it."""
+    return ascii(text if len(text) <= 80 else f"{text[:79]}…")

@@ -1,0 +1,234 @@
+"""The nouns of the queue and its pure rules; no clock, no database, no network.
+
+A task is stored in one of five states (`Status`).  A *run* is one execution of it: the claim adds
+one to `run` (the fence: only the newest run may settle) and to `attempt` (what `max_attempts`
+limits).  A run ends as an `Outcome`, a value.  `settle` turns the outcome into a `Change`, the only
+thing the store writes back.  A snoozed or released run gives its attempt back, never its run
+number, so a late result of an old run can't be mistaken for the new one.
+
+Delays are relative seconds: the database adds them to its own clock, which is the only one that
+stored times come from.
+"""
+
+import contextlib
+import random
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum
+from typing import assert_never
+
+__all__ = [
+    "Change",
+    "Context",
+    "Done",
+    "Failed",
+    "NewTask",
+    "Outcome",
+    "Released",
+    "RetryPolicy",
+    "Run",
+    "Snoozed",
+    "Status",
+    "Task",
+    "settle",
+]
+
+ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
+
+
+class Status(IntEnum):
+    """The five stored states; the number is what the table holds, `label` what users see."""
+
+    PENDING = 0
+    IN_PROGRESS = 1
+    OK = 2
+    FAILED = 3
+    CANCELLED = 4
+
+    @property
+    def label(self) -> str:
+        """The word of the public contract, such as `in-progress` or `Ok`."""
+        return _LABELS[self]
+
+
+_LABELS = ("pending", "in-progress", "Ok", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A submission that passed validation."""
+
+    kind: str
+    payload: str
+    """JSON of the validated payload."""
+    queue: str = "default"
+    priority: int = 0
+    """Lower runs first."""
+    max_attempts: int = 10
+
+
+@dataclass(slots=True)
+class Run:
+    """One execution of a task by this instance, from its claim to its settling."""
+
+    id: int
+    run: int
+    """Fence number: grows by one with every claim, never goes back."""
+    owner: int
+    """The lease under which it was claimed."""
+    kind: str
+    attempt: int
+    """Executions counted so far, this one included."""
+    max_attempts: int
+    created_at: datetime
+    payload: str
+    crashes: int = 0
+    """How often a process died while running it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A stored task as shown to users."""
+
+    id: int
+    kind: str
+    queue: str
+    status: Status
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    due_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    reason: str | None
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Full-jitter exponential back-off: a random share of a span that doubles with each attempt.
+
+    The randomness spreads a thousand tasks that failed together; `floor_s` keeps a lucky draw from
+    hitting a server that has just refused.
+    """
+
+    base_s: float = 15.0
+    """Seconds: span after the first failure."""
+    cap_s: float = 3_600.0
+    """Seconds: the span grows no further."""
+    floor_s: float = 1.0
+    """Seconds: the shortest delay."""
+
+    def delay_s(self, attempt: int, draw: float) -> float:
+        """Return the seconds until the next try.
+
+        Args:
+            attempt: Attempts made so far, from 1.
+            draw: A random number, 0 ≤ draw < 1.
+        """
+        span = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 60))
+        return max(self.floor_s, span * draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The handler failed; see `errors.TaskError` for the fields."""
+
+    error: str
+    retryable: bool = True
+    reason: str = "permanent"
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The handler asked to run later, through no fault of the task."""
+
+    error: str
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The process stops and hands the run back unfinished."""
+
+
+Outcome = Done | Failed | Snoozed | Released
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the store writes for one finished run, guarded by id, owner and run."""
+
+    id: int
+    run: int
+    owner: int
+    status: Status
+    delay_s: float | None = None
+    """Seconds until it may be claimed again; None when the status is final."""
+    error: str | None = None
+    reason: str | None = None
+    attempt_back: int = 0
+    """1: this run does not count as an attempt."""
+
+
+def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None = None) -> Change:
+    """Decide what a run's outcome makes of its task.
+
+    Args:
+        draw: Jitter of the back-off, 0 ≤ draw < 1; drawn here when omitted.
+    """
+    match outcome:
+        case Done():
+            return Change(run.id, run.run, run.owner, Status.OK)
+        case Failed():
+            return _failed(run, outcome, policy, random.random() if draw is None else draw)  # noqa: S311 - jitter is no secret
+        case Snoozed(error, delay_s):
+            return Change(run.id, run.run, run.owner, Status.PENDING, delay_s, error[:ERROR_CHARS_MAX], None, 1)
+        case Released():
+            return Change(run.id, run.run, run.owner, Status.PENDING, 0.0, None, None, 1)
+        case _:
+            assert_never(outcome)
+
+
+def _failed(run: Run, outcome: Failed, policy: RetryPolicy, draw: float) -> Change:
+    error = outcome.error[:ERROR_CHARS_MAX]
+    if not outcome.retryable:
+        return Change(run.id, run.run, run.owner, Status.FAILED, None, error, outcome.reason)
+    if run.attempt >= run.max_attempts:
+        return Change(run.id, run.run, run.owner, Status.FAILED, None, error, "attempts_exhausted")
+    delay_s = policy.delay_s(run.attempt, draw) if outcome.retry_after_s is None else max(0.0, outcome.retry_after_s)
+    return Change(run.id, run.run, run.owner, Status.PENDING, delay_s, error)
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler may know about its own run."""
+
+    task_id: int
+    attempt: int
+    max_attempts: int
+    uid: uuid.UUID
+    """Names the task in the outside world, equal on every attempt and on every instance."""
+    created_at: datetime
+    uninterruptible_depth: int = field(default=0, repr=False)
+
+    @contextlib.contextmanager
+    def uninterruptible(self) -> Iterator[None]:
+        """Mark a span whose interruption would leave the effect unknown (a mail past its final dot).
+
+        A graceful stop waits for the span, beyond its grace, instead of cancelling it.  The span
+        must bound its own time.
+        """
+        self.uninterruptible_depth += 1
+        try:
+            yield
+        finally:
+            self.uninterruptible_depth -= 1

