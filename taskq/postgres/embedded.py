@@ -115,6 +115,7 @@ class EmbeddedPostgres:
         with self._turn:
             if self._user_lock is not None and self._child is not None and self._child.poll() is None:
                 return
+            self._child = None
             self._layout.prepare()
             self._process_id = os.getpid()
             atexit.register(self.stop)
@@ -298,7 +299,7 @@ class EmbeddedPostgres:
 
     def _end(self, child: "subprocess.Popen[bytes] | None") -> str:
         """End the server, ours or the one we joined."""
-        if child is not None:
+        if child is not None and child.poll() is None:
             ended = _end_child(child)
         else:
             told = read_pid_file(self._layout.data)

@@ -240,7 +240,7 @@ def test_owner_becomes_a_guest_when_it_returns(make: Make) -> None:
 
 
 def test_wait_dead_tells_owner_and_guest_and_either_starts_again(make: Make, place: Path) -> None:
-    owner, guest = make(), make()
+    owner, guest = make(settings=None), make(settings=None)
     owner.start()
     guest.start()
     tell(owner, "create table kept as select 1 as answer")
@@ -256,6 +256,9 @@ def test_wait_dead_tells_owner_and_guest_and_either_starts_again(make: Make, pla
     assert guest.description.endswith("(owner)")
     assert owner.description.endswith("(shared)")
     assert ask(owner, "select count(*) from kept") == "1"
+    assert not owner.wait_dead(0.02)
+    assert guest.stop() == "left running: other processes use it"
+    assert owner.stop() == "stopped"
 
 
 def test_four_processes_share_one_server_when_started_at_once(place: Path) -> None:

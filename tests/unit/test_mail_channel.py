@@ -81,7 +81,7 @@ async def test_channel_wakes_a_reader_when_the_reply_comes(channel: Channel) -> 
 
 async def test_channel_joins_a_reply_of_several_lines_and_its_enhanced_code(channel: Channel) -> None:
     channel.send(b"A\r\n", replies=1)
-    channel.data_received(b"550-5.7.1 Our system\r\n550-5.7.1 thinks\r\n550 5.7.1 you\x07 spam\n")
+    channel.data_received(b"550-5.7.1 Our system\r\n550-5.7.1 thinks\r\n550 5.7.1 you\x07spam\n")
 
     assert await channel.reply(1) == Reply(550, "5.7.1 Our system thinks you spam")
 
