@@ -40,7 +40,7 @@ class Hang:
 
 @dataclass(frozen=True)
 class Hold:
-    """Go on with `reply` once the event is set."""
+    """Go on with `reply`, or without one where it is empty, once the event is set."""
 
     event: asyncio.Event
     reply: str
@@ -98,7 +98,11 @@ class ScriptedServer:
         return f"smtp://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls, limit=1 << 20)
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # so that a large upload fills the pipe
+        listening.bind(("127.0.0.1", self.port))
+        server = await asyncio.start_server(self._serve, sock=listening, ssl=self.tls)
         self._servers.append(server)
         self.port = server.sockets[0].getsockname()[1]
 
@@ -196,10 +200,16 @@ class _Session:
                 await self.text()
 
     async def text(self) -> None:
+        text = bytearray()
         if "body" in self.server.script:
+            text += await self.reader.read(65_536)
             await self.act("body")
-        message = await self.reader.readuntil(b"\r\n.\r\n")
-        body = message.removesuffix(b".\r\n")
+        while not text.endswith(b"\r\n.\r\n"):
+            chunk = await self.reader.read(65_536)
+            if not chunk:
+                raise _Over
+            text += chunk
+        body = bytes(text).removesuffix(b".\r\n")
         if body.startswith(b".."):
             body = body[1:]
         if await self.act("dot") == "250":
@@ -215,6 +225,8 @@ class _Session:
             await action.event.wait()
             action = action.reply
         match action:
+            case "":
+                return ""
             case str():
                 self.writer.write(action.encode() + b"\r\n")
                 return action[:3]

@@ -82,7 +82,12 @@ class Channel(asyncio.Protocol):
     @property
     def in_step(self) -> bool:
         """Whether the channel is open and no reply is outstanding or left over."""
-        return self._broken is None and not self._awaited and not self._replies and not self._transport.is_closing()
+        return not self._awaited and not self._replies and not self.lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing more can be sent; known as soon as a write fails."""
+        return self._broken is not None or self._transport.is_closing()
 
     def send(self, data: bytes, *, replies: int) -> None:
         """Write commands, or text, that `replies` replies will answer; broken channels drop it."""
@@ -114,9 +119,11 @@ class Channel(asyncio.Protocol):
         """
         while self._writing_paused and not self._replies and self._broken is None:
             await self._wait(limit_s)
-        if self._broken is not None and not self._replies:
-            raise self._broken
-        return not self._replies
+        if self._replies:
+            return False
+        if self.lost:
+            raise self._broken or Broken(Event.LOST, "the connection was lost")
+        return True
 
     def abort(self) -> None:
         """Close at once and say nothing: what is under way is left unfinished."""

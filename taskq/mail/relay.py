@@ -32,7 +32,7 @@ BUSY_SNOOZE_S = 5.0  # when every connection was busy for as long as one waits
 HANG_UP_SNOOZE_S = 30.0  # when the relay hangs up on one mail, after having accepted its sender
 
 _log = logging.getLogger("taskq.mail")
-_REMOTE_ID = re.compile(r"\bqueued as ([^\s<>]+)|\bid=([^\s<>]+)|^(?:2\.\d\.\d )?Ok:? ([\w.@+=-]{12,})$", re.IGNORECASE)
+_REMOTE_ID = re.compile(r"\bqueued as ([^\s<>]+)|\bid=([^\s<>]+)|^(?:2\.\d\.\d )?Ok:? ([\w.@+-]{12,})$", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
 
 

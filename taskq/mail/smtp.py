@@ -227,6 +227,8 @@ class Connection:
             raise SmtpFailure(Phase.BODY, broken.event, str(broken)) from broken
         with span():
             channel.send(tail + b".\r\n", replies=0)
+            if channel.lost:  # nothing was waiting to be written, so none of this was
+                raise SmtpFailure(Phase.BODY, Event.LOST, "the connection was lost")
             try:
                 reply = await channel.reply(limits.dot_s)
             except Broken as broken:

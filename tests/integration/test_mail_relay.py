@@ -1,0 +1,632 @@
+"""What each answer of a relay, or the lack of one, means for the task (research: mail §2.2, §2.3)."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+from smtp_script import Action, Drop, Hang, Hold, Reset, ScriptedServer, scripted
+
+from taskq.errors import Snooze, TaskError
+from taskq.kinds.email import Email, EmailPayload
+from taskq.mail.address import parse_address
+from taskq.mail.breaker import Breaker
+from taskq.mail.compose import Draft, compose
+from taskq.mail.envelope import Envelope
+from taskq.mail.pool import PoolLimits
+from taskq.mail.relay import Relay
+from taskq.mail.server import parse_server
+from taskq.mail.smtp import TimeLimits
+from taskq.task import Context
+
+UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
+SHORT = TimeLimits(connect_s=0.3, hello_s=0.3, command_s=0.3, body_s=0.3, dot_s=0.3)
+PATIENT = TimeLimits(connect_s=5, hello_s=5, command_s=5, body_s=5, dot_s=5)
+EIGHT_BIT_NAMES = ("PIPELINING", "SMTPUTF8", "8BITMIME")
+
+both_paths = pytest.mark.parametrize(
+    "extensions", [("PIPELINING", "SIZE 1000000"), ()], ids=["pipelined", "one-by-one"]
+)
+
+
+def envelope(body: str = "text", recipient: str = "ada@ok.test") -> Envelope:
+    sender, to = parse_address("taskq@example.com"), parse_address(recipient)
+    message = compose(Draft(sender, to, "hi", body, UID, CREATED))
+    return Envelope(str(sender), str(to), message, to.smtputf8, 7)
+
+
+def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT, pool: PoolLimits | None = None) -> Relay:
+    return Relay(parse_server(server.url), pool=pool, limits=limits)
+
+
+async def outcome(relay: Relay, mail: Envelope | None = None) -> Snooze | TaskError | None:
+    try:
+        await relay.send(mail or envelope(), nullcontext)
+    except (Snooze, TaskError) as error:
+        return error
+    return None
+
+
+async def run(script: Mapping[str, Action | list[Action]], extensions: tuple[str, ...]) -> Snooze | TaskError | None:
+    """Send one mail to a server that follows the script; at least one side must then be done."""
+    async with scripted(script, extensions=extensions) as server:
+        relay = relay_of(server, limits=SHORT)
+        result = await outcome(relay)
+        await relay.close()
+        await server.settled()
+    return result
+
+
+@both_paths
+async def test_send_delivers_exactly_the_composed_bytes(extensions: tuple[str, ...]) -> None:
+    mail = envelope("a line\n.leading dot\n..two\n.\nend" + "\nmore" * 40_000)
+
+    async with scripted(extensions=extensions) as server:
+        relay = relay_of(server)
+        receipt = await relay.send(mail, nullcontext)
+        await relay.close()
+
+    assert server.mails[0].message == mail.message
+    assert (server.mails[0].sender, server.mails[0].recipient) == ("taskq@example.com", "ada@ok.test")
+    assert (receipt.code, receipt.text, receipt.remote_id) == (250, "2.0.0 Ok: queued as SCRIPT1", "SCRIPT1")
+    assert receipt.relay == server.url
+    assert server.counts["quit"] == 1
+
+
+# phase, action -> S(nooze) | T(ransient) | P(ermanent) | A(mbiguous)
+MATRIX: list[tuple[str, Action, str]] = [
+    ("banner", "421 4.3.2 busy", "S"),
+    ("banner", "554 no", "S"),
+    ("banner", Drop(), "S"),
+    ("banner", Reset(), "S"),
+    ("banner", Hang(), "S"),
+    ("banner", b"SSH-2.0-OpenSSH\r\n", "S"),
+    ("ehlo", "421 4.3.2 busy", "S"),
+    ("ehlo", "550 who are you", "S"),
+    ("ehlo", Drop(), "S"),
+    ("ehlo", Reset(), "S"),
+    ("ehlo", Hang(), "S"),
+    ("ehlo", b"what?\r\n", "S"),
+    ("mail", "421 4.3.2 shutting down", "S"),
+    ("mail", "450 4.1.8 odd", "T"),
+    ("mail", "452 4.3.1 full", "T"),
+    ("mail", "454 4.7.0 throttling", "S"),
+    ("mail", "530 5.7.0 authenticate", "S"),
+    ("mail", "550 5.7.1 not you", "P"),
+    ("mail", "552 5.3.4 too big", "P"),
+    ("mail", "554 5.7.1 not you", "P"),
+    ("mail", "350 hm", "S"),
+    ("mail", Drop(), "S"),
+    ("mail", Reset(), "S"),
+    ("mail", Hang(), "S"),
+    ("mail", b"\x00\x01\x02\r\n", "S"),
+    ("rcpt", "421 4.3.2 shutting down", "S"),
+    ("rcpt", "450 4.2.0 greylisted", "T"),
+    ("rcpt", "451 4.3.0 later", "T"),
+    ("rcpt", "452 4.2.2 full", "T"),
+    ("rcpt", "550 5.1.1 nobody", "P"),
+    ("rcpt", "552 5.2.2 full", "T"),
+    ("rcpt", "554 5.7.1 relay denied", "P"),
+    ("rcpt", Drop(), "T"),
+    ("rcpt", Reset(), "T"),
+    ("rcpt", Hang(), "T"),
+    ("rcpt", b"garbage\r\n", "T"),
+    ("data", "421 4.3.2 shutting down", "S"),
+    ("data", "451 4.3.0 later", "T"),
+    ("data", "554 5.5.0 no", "P"),
+    ("data", "250 what", "T"),
+    ("data", Drop(), "T"),
+    ("data", Reset(), "T"),
+    ("data", Hang(), "T"),
+    ("data", b"garbage\r\n", "T"),
+    ("dot", "421 4.3.2 shutting down", "T"),
+    ("dot", "451 4.3.0 later", "T"),
+    ("dot", "451 4.7.1 rate exceeded", "S"),
+    ("dot", "550 5.7.1 spam", "P"),
+    ("dot", "554 5.6.0 content", "P"),
+    ("dot", "354 what", "A"),
+    ("dot", Drop(), "A"),
+    ("dot", Reset(), "A"),
+    ("dot", Hang(), "A"),
+    ("dot", b"garbage\r\n", "A"),
+    ("dot", b"250 half a li", "A"),
+    ("dot", b"x" * 40_000, "A"),
+]
+
+
+@both_paths
+@pytest.mark.parametrize(("phase", "action", "expected"), MATRIX)
+async def test_send_judges_each_phase(phase: str, action: Action, expected: str, extensions: tuple[str, ...]) -> None:
+    error = await run({phase: action}, extensions)
+
+    if expected == "S":
+        assert isinstance(error, Snooze)
+        assert error.delay_s >= 1.0
+        return
+    assert isinstance(error, TaskError)
+    assert error.retryable is (expected != "P")
+    assert ("ambiguous" in str(error)) is (expected == "A")
+    assert error.reason == ("outcome_unknown" if expected == "A" else "permanent")
+    if expected == "A":
+        assert error.retry_after_s == 300.0
+    if isinstance(action, str) and action[0] in "45":
+        assert action in str(error)  # the server's own words
+
+
+LARGE = "x" * 70 + ("\n" + "y" * 70) * 100_000  # more than the sockets on the way can hold
+
+
+@both_paths
+@pytest.mark.parametrize("action", [Drop(), Reset(), Hold(asyncio.Event(), "")], ids=["drop", "reset", "hang"])
+async def test_send_judges_a_cut_upload_as_unambiguous(action: Action, extensions: tuple[str, ...]) -> None:
+    limits = TimeLimits(body_s=0.3, body_octets_per_s=1e9)
+    async with scripted({"body": action}, extensions=extensions[:1]) as server:
+        relay = Relay(parse_server(server.url), limits=limits)
+        error = await outcome(relay, envelope(LARGE))
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert error.retryable
+    assert "ambiguous" not in str(error)
+
+
+async def test_send_reports_a_refusal_that_comes_during_the_upload() -> None:
+    gate = asyncio.Event()
+    script: dict[str, Action | list[Action]] = {"body": ["552 5.3.4 enough", Hold(gate, "")]}
+    async with scripted(script, extensions=("PIPELINING",)) as server:
+        relay = relay_of(server)
+        error = await outcome(relay, envelope(LARGE))
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert not error.retryable
+    assert "552 5.3.4 enough" in str(error)
+
+
+async def test_send_waits_for_the_dot_from_when_it_was_written() -> None:
+    """Trap 8: a slow reader costs upload time, not answer time."""
+    release = asyncio.Event()
+    async with scripted({"body": Hold(release, "")}, extensions=("PIPELINING",)) as server:
+        relay = Relay(parse_server(server.url), limits=TimeLimits(body_s=10, dot_s=0.3))
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(relay.send(envelope(LARGE), nullcontext))
+            await server.reached("body")
+            asyncio.get_running_loop().call_later(0.6, release.set)
+        await relay.close()
+
+    assert sending.result().code == 250
+    assert len(server.mails[0].message) > len(LARGE)
+
+
+@pytest.mark.parametrize("mail_reply", ["550 5.7.1 not you", "450 4.1.8 odd"])
+async def test_send_writes_no_text_when_data_is_accepted_after_a_refused_sender(mail_reply: str) -> None:
+    """The old sender's transaction would carry the new text (mail §3.3)."""
+    async with scripted({"mail": [mail_reply, "250 ok"]}) as server:
+        relay = relay_of(server)
+        first = await outcome(relay)
+        await server.settled()
+        second = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(first, TaskError)
+    assert second is None
+    assert server.counts["dot"] == 1
+    assert server.connections_total == 2
+
+
+async def test_send_closes_when_data_is_accepted_after_a_refused_recipient() -> None:
+    async with scripted({"rcpt": ["550 5.1.1 nobody", "250 ok"]}) as server:
+        relay = relay_of(server)
+        first = await outcome(relay)
+        await server.settled()
+        second = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(first, TaskError)
+    assert not first.retryable
+    assert second is None
+    assert server.counts["dot"] == 1
+
+
+@both_paths
+async def test_send_clears_a_refused_transaction_before_the_next(extensions: tuple[str, ...]) -> None:
+    script: dict[str, Action | list[Action]] = {
+        "rcpt": ["550 5.1.1 nobody", "250 ok"],
+        "data": ["554 5.5.1 no valid recipients", "354 go on"] if extensions else "354 go on",
+    }
+    async with scripted(script, extensions=extensions) as server:
+        relay = relay_of(server)
+        first = await outcome(relay)
+        second = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(first, TaskError)
+    assert "550 5.1.1 nobody" in str(first)
+    assert second is None
+    assert server.connections_total == 1
+    verbs = [command.split(" ")[0] for command in server.commands]
+    assert verbs.index("RSET") < len(verbs) - 1 - verbs[::-1].index("MAIL")
+    assert verbs.count("RSET") == 1
+
+
+@pytest.mark.parametrize("action", ["500 what", "421 bye", Drop(), Hang()])
+async def test_send_survives_a_failing_rset_and_keeps_the_first_verdict(action: Action) -> None:
+    """Trap 2: a reset that fails must not hide why the mail before it was refused."""
+    script: dict[str, Action | list[Action]] = {
+        "rcpt": ["550 5.1.1 nobody", "250 ok"],
+        "data": ["554 5.5.1 no valid recipients", "354 go on"],
+        "rset": action,
+    }
+    async with scripted(script) as server:
+        relay = relay_of(server, limits=SHORT)
+        first = await outcome(relay)
+        second = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(first, TaskError)
+    assert not first.retryable
+    assert second is None
+    assert server.connections_total == 2
+
+
+async def test_send_keeps_the_refusal_when_the_connection_breaks_after_it() -> None:
+    async with scripted({"rcpt": Drop("550 5.1.1 nobody")}) as server:
+        relay = relay_of(server)
+        error = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert not error.retryable
+
+
+STALE: list[tuple[str, dict[str, Action | list[Action]]]] = [
+    ("closed while idle", {"idle": [Drop(), "250-ignored"]}),
+    ("reset while idle", {"idle": [Reset(), "250-ignored"]}),
+    ("spoke while idle", {"idle": [Drop("421 4.4.2 idle"), "250-ignored"]}),
+    ("421 to MAIL", {"mail": ["250 ok", "421 4.3.0 maximum message count reached", "250 ok"]}),
+    ("451 4.4.2 to MAIL", {"mail": ["250 ok", "451 4.4.2 timeout waiting for data from client", "250 ok"]}),
+    ("dropped at MAIL", {"mail": ["250 ok", Drop(), "250 ok"]}),
+    ("421 to RCPT", {"rcpt": ["250 ok", "421 4.3.0 too many", "250 ok"]}),
+    ("503 to MAIL", {"mail": ["250 ok", "503 5.5.1 nested", "250 ok"]}),
+]
+
+
+@both_paths
+@pytest.mark.parametrize(("_name", "script"), STALE, ids=[name for name, _ in STALE])
+async def test_send_replaces_a_stale_connection_free_of_charge(
+    _name: str, script: dict[str, Action | list[Action]], extensions: tuple[str, ...]
+) -> None:
+    async with scripted(script, extensions=extensions) as server:
+        relay = relay_of(server)
+        assert await outcome(relay) is None
+        assert await outcome(relay) is None
+        await relay.close()
+
+    assert len(server.mails) == 2
+    assert server.connections_total == 2
+
+
+async def test_send_does_not_reopen_twice() -> None:
+    async with scripted({"mail": ["250 ok", Drop()]}) as server:
+        relay = relay_of(server)
+        assert await outcome(relay) is None
+        error = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(error, Snooze)
+    assert server.connections_total == 2
+
+
+async def test_send_never_repeats_a_mail_by_itself_after_the_dot() -> None:
+    async with scripted({"dot": ["250 ok", Drop()]}) as server:
+        relay = relay_of(server)
+        assert await outcome(relay) is None
+        error = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert "ambiguous" in str(error)
+    assert server.counts["dot"] == 2
+
+
+@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
+async def test_a_cancelled_send_closes_its_connection(phase: str) -> None:
+    """Trap 1: the late reply must never be taken for the answer to the next mail's command."""
+    never = asyncio.Event()
+    default = {"mail": "250 ok", "rcpt": "250 ok", "data": "354 go", "dot": "250 ok"}[phase]
+    async with scripted({phase: [Hold(never, "550 5.1.1 late"), default]}) as server:
+        relay = relay_of(server)
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(relay.send(envelope(), nullcontext))
+            await server.reached(phase)
+            sending.cancel()
+        assert sending.cancelled()
+        assert relay._pool.connections == 0
+        never.set()
+        assert await outcome(relay) is None
+        await relay.close()
+
+    assert len(server.mails) == 1
+    assert server.counts["quit"] == 1  # the second connection's: the first was cut
+
+
+async def test_the_span_covers_exactly_the_dot_and_its_reply() -> None:
+    inside = False
+
+    @contextmanager
+    def span() -> Iterator[None]:
+        nonlocal inside
+        inside = True
+        yield
+        inside = False
+
+    gates = {phase: asyncio.Event() for phase in ("mail", "data", "dot")}
+    replies = {"mail": "250 ok", "data": "354 go", "dot": "250 ok"}
+    seen: dict[str, bool] = {}
+    async with scripted({phase: Hold(gates[phase], replies[phase]) for phase in gates}, extensions=()) as server:
+        relay = relay_of(server)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(relay.send(envelope(), span))
+            for phase, gate in gates.items():
+                await server.reached(phase)
+                seen[phase] = inside
+                gate.set()
+        await relay.close()
+
+    assert seen == {"mail": False, "data": False, "dot": True}
+    assert inside is False
+
+
+async def test_the_handler_is_uninterruptible_only_past_the_dot() -> None:
+    gate = asyncio.Event()
+    context = Context(7, 1, 10, UID, CREATED)
+    async with scripted({"dot": Hold(gate, "250 ok")}) as server:
+        relay = relay_of(server)
+        payload = EmailPayload(to="ada@ok.test", subject="hi", body="text")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Email(relay, "taskq@example.com")(payload, context))
+            await server.reached("dot")
+            depth = context.uninterruptible_depth
+            gate.set()
+        await relay.close()
+
+    assert depth == 1
+    assert context.uninterruptible_depth == 0
+
+
+async def test_a_mail_larger_than_the_relay_takes_is_refused_before_anything_is_said() -> None:
+    async with scripted(extensions=("PIPELINING", "SIZE 1000")) as server:
+        relay = relay_of(server)
+        error = await outcome(relay, envelope("x" * 2_000))
+        fine = await outcome(relay, envelope("x"))
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert not error.retryable
+    assert "552" in str(error)
+    assert fine is None
+    assert server.counts["mail"] == 1
+    assert server.connections_total == 1
+
+
+@pytest.mark.parametrize("size", ["SIZE", "SIZE 0", "SIZE much"])
+async def test_a_relay_without_a_stated_size_takes_any(size: str) -> None:
+    async with scripted(extensions=("PIPELINING", size)) as server:
+        relay = relay_of(server)
+        assert await outcome(relay, envelope("x" * 2_000)) is None
+        await relay.close()
+
+    assert "SIZE=" in server.commands[1]
+
+
+async def test_an_international_address_needs_smtputf8() -> None:
+    """Trap 5: it must be known before MAIL is sent."""
+    mail = envelope(recipient="grüße@ok.test")
+    async with scripted() as server:
+        relay = relay_of(server)
+        error = await outcome(relay, mail)
+        await relay.close()
+
+    assert isinstance(error, TaskError)
+    assert not error.retryable
+    assert "SMTPUTF8" in str(error)
+    assert server.counts["mail"] == 0
+
+
+async def test_an_international_address_is_announced() -> None:
+    mail = envelope(recipient="grüße@ok.test")
+    async with scripted(extensions=EIGHT_BIT_NAMES) as server:
+        relay = relay_of(server)
+        assert await outcome(relay, mail) is None
+        await relay.close()
+
+    assert server.commands[1].endswith("BODY=8BITMIME SMTPUTF8")
+    assert server.mails[0].recipient == "grüße@ok.test"
+    assert server.mails[0].message == mail.message
+
+
+@pytest.mark.parametrize(
+    "recipient", ["b@x.test NOTIFY=NEVER", "b@x.test>\r\nRCPT TO:<c@x.test", "b@x.test\x00", "<b@x.test>"]
+)
+async def test_an_address_that_was_not_checked_is_never_sent(recipient: str) -> None:
+    """Trap 4: aiosmtplib would repair it silently."""
+    async with scripted() as server:
+        relay = relay_of(server)
+        with pytest.raises(ValueError, match="mail.address"):
+            await relay.send(Envelope("a@x.test", recipient, b"m\r\n", False, 7), nullcontext)
+        assert await outcome(relay) is None
+        await relay.close()
+
+    assert server.counts["mail"] == 1
+
+
+@pytest.mark.parametrize("message", [b"a\nb\r\n", b"a\rb\r\n", b"no end", b"a\n.\nMAIL FROM:<x@x.test>\r\n", b""])
+async def test_a_message_with_bare_line_ends_is_never_sent(message: bytes) -> None:
+    async with scripted() as server:
+        relay = relay_of(server)
+        with pytest.raises(ValueError, match="CRLF"):
+            await relay.send(Envelope("a@x.test", "b@x.test", message, False, 7), nullcontext)
+        await relay.close()
+
+    assert server.counts["mail"] == 0
+
+
+async def test_a_message_that_begins_with_a_dot_arrives_unchanged() -> None:
+    async with scripted() as server:
+        relay = relay_of(server)
+        await relay.send(Envelope("a@x.test", "b@x.test", b".x\r\n.\r\n", False, 7), nullcontext)
+        await relay.close()
+
+    assert server.mails[0].message == b".x\r\n.\r\n"
+
+
+async def test_a_relay_that_is_down_snoozes_and_is_asked_rarely() -> None:
+    async with scripted() as server:
+        relay = relay_of(server)
+    errors = [await outcome(relay) for _ in range(500)]
+    await relay.close()
+
+    assert all(isinstance(error, Snooze) for error in errors)
+    delays = sorted(error.delay_s for error in errors if isinstance(error, Snooze))
+    assert delays[0] > 0.5
+    assert delays[-1] - delays[0] > 0.5  # they don't come back at once
+    assert relay._breaker._failures == 1
+
+
+async def test_a_relay_that_comes_back_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "taskq.mail")
+    async with scripted() as server:
+        relay = Relay(parse_server(server.url), breaker=Breaker(floor_s=0.05, cap_s=0.05))
+        await server.stop()
+        assert isinstance(await outcome(relay), Snooze)
+        await server.start()
+        async with asyncio.timeout(5):
+            while await outcome(relay) is not None:
+                await asyncio.sleep(0)
+        await relay.close()
+
+    assert len(server.mails) == 1
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("relay_unavailable")
+    assert messages[-1] == "relay_available"
+
+
+async def test_a_hang_up_on_one_mail_does_not_shut_the_relay() -> None:
+    async with scripted({"rcpt": ["421 4.3.0 not this one", "250 ok"]}) as server:
+        relay = relay_of(server)
+        first = await outcome(relay)
+        second = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(first, Snooze)
+    assert first.delay_s >= 30.0
+    assert second is None
+
+
+async def test_a_name_that_does_not_exist_snoozes() -> None:
+    relay = Relay(parse_server("smtp://name.invalid?tls=off"))
+
+    error = await outcome(relay)
+    await relay.close()
+
+    assert isinstance(error, Snooze)
+    assert "name.invalid" in str(error)
+
+
+async def test_a_wrong_password_is_tried_once_per_connection_and_fails_no_mail(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Trap 7, and mail §2.2: a rotated password must not fail a thousand mails."""
+    caplog.set_level(logging.DEBUG)
+    async with scripted(
+        {"auth": "535 5.7.8 bad credentials"}, extensions=("PIPELINING", "AUTH CRAM-MD5 PLAIN LOGIN")
+    ) as server:
+        relay = Relay(parse_server(f"smtp://user:topsecret@127.0.0.1:{server.port}"), limits=PATIENT)
+        errors = [await outcome(relay) for _ in range(20)]
+        await relay.close()
+
+    assert all(isinstance(error, Snooze) and error.delay_s > 290 for error in errors)
+    assert [command.split(" ")[1] for command in server.commands if command.startswith("AUTH")] == ["PLAIN"]
+    alerts = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(alerts) == 1
+    assert "535" in alerts[0].getMessage()
+    assert "topsecret" not in caplog.text
+    assert "topsecret" not in "".join(map(str, errors))
+
+
+@pytest.mark.parametrize(
+    ("extensions", "script", "attempts"),
+    [
+        (("AUTH CRAM-MD5",), {}, 0),
+        ((), {}, 0),
+        (("AUTH PLAIN",), {"auth": "454 4.7.0 later"}, 1),
+        (("AUTH PLAIN",), {"auth": Drop("421 4.7.0 bye")}, 1),
+        (("AUTH PLAIN",), {"auth": Drop()}, 1),
+        (("AUTH LOGIN",), {"auth": "535 5.7.8 bad"}, 1),
+    ],
+)
+async def test_a_failing_login_snoozes(
+    extensions: tuple[str, ...], script: dict[str, Action | list[Action]], attempts: int
+) -> None:
+    async with scripted(script, extensions=extensions) as server:
+        relay = Relay(parse_server(f"smtp://user:secret@127.0.0.1:{server.port}"), limits=PATIENT)
+        error = await outcome(relay)
+        await relay.close()
+
+    assert isinstance(error, Snooze)
+    assert server.counts["auth"] == attempts
+    assert server.counts["mail"] == 0
+
+
+@pytest.mark.parametrize("method", ["PLAIN", "LOGIN"])
+async def test_a_right_password_is_sent(method: str) -> None:
+    script: dict[str, Action | list[Action]] = {"auth": "334 UGFzc3dvcmQ6" if method == "LOGIN" else "235 ok"}
+    async with scripted(script, extensions=(f"AUTH {method}",)) as server:
+        relay = Relay(parse_server(f"smtp://user:secret@127.0.0.1:{server.port}"), limits=PATIENT)
+        if method == "LOGIN":
+            server.script = {**script, "c2vjcmv0": "235 ok"}  # the password's line, lower-cased as a verb
+        assert await outcome(relay) is None
+        await relay.close()
+
+
+async def test_a_closed_relay_snoozes() -> None:
+    async with scripted() as server:
+        relay = relay_of(server)
+        await relay.close()
+
+        assert isinstance(await outcome(relay), Snooze)
+    assert server.connections_total == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "remote_id"),
+    [
+        ("2.0.0 Ok: queued as 64C6F1A", "64C6F1A"),
+        ("OK id=1xVabc-0000", "1xVabc-0000"),
+        ("Ok 0102018f0d6a-4b-000000", "0102018f0d6a-4b-000000"),
+        ("2.0.0 OK fine", None),
+    ],
+)
+async def test_the_receipt_names_the_mail_at_the_relay(text: str, remote_id: str | None) -> None:
+    async with scripted({"dot": f"250 {text}"}) as server:
+        relay = relay_of(server)
+        receipt = await relay.send(envelope(), nullcontext)
+        await relay.close()
+
+    assert (receipt.text, receipt.remote_id) == (text, remote_id)
+
+
+async def test_logs_mask_addresses_and_hold_no_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "taskq.mail")
+    async with scripted() as server:
+        relay = relay_of(server)
+        await outcome(relay, envelope("a very private text", recipient="ada@ok.test"))
+        await relay.close()
+
+    (record,) = [record for record in caplog.records if record.getMessage() == "mail_accepted"]
+    assert record.__dict__["to"] == "a***@ok.test"
+    assert "private" not in str(record.__dict__)
