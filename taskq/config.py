@@ -43,7 +43,8 @@ class Settings(BaseSettings):
 
     # Where tasks are kept
     database_url: SecretStr | None = Field(
-        None, description="PostgreSQL to use, such as postgresql://user:password@host/database. Unset: an embedded one."
+        None,
+        description="PostgreSQL to use, such as postgresql://user:password@host/database. Unset: an embedded one.",
     )
     database_direct_url: SecretStr | None = Field(
         None,
@@ -63,7 +64,7 @@ class Settings(BaseSettings):
     )
     durability: Literal["strict", "relaxed"] = Field(
         "strict",
-        description="strict refuses a server whose fsync, full_page_writes or synchronous_commit is off; relaxed warns.",
+        description="strict refuses a server with fsync, full_page_writes or synchronous_commit off; relaxed warns.",
     )
     read_connections_max: int = Field(4, ge=1, le=100, description="Connections for GET requests and sweeping.")
     database_timeout_s: float = Field(
@@ -107,7 +108,7 @@ class Settings(BaseSettings):
         1_200.0,
         ge=1,
         le=86_400,
-        description="Seconds one attempt of a mail may take, the 10 minutes after its dot included.",
+        description="Seconds one attempt of a mail may take; the wait after its final dot is not cut.",
     )
 
     # Life
@@ -131,7 +132,7 @@ class Settings(BaseSettings):
     # Mail
     smtp_url: SecretStr = Field(
         SecretStr("inbox:"),
-        description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465, or inbox: to catch them.",
+        description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465; inbox: catches them.",
     )
     mail_from: str = Field("taskq@localhost.localdomain", description="Sender of mails, an address.")
     smtp_connections_max: int = Field(10, ge=1, le=1_000, description="Connections to the relay.")
@@ -212,7 +213,8 @@ def _sentence(detail: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(name, Settings.model_fields, 1)
         return f"{name} is no setting: " + (f"did you mean {near[0]}?" if near else "see --help for the names")
     shown = "***" if name.endswith("_url") else repr(detail["input"])
-    return f"{name} is {shown}: {message[:1].lower()}{message[1:]} (flag --{name.replace('_', '-')}, environment TASKQ_{name.upper()})"
+    places = f"flag --{name.replace('_', '-')}, environment TASKQ_{name.upper()}"
+    return f"{name} is {shown}: {message[:1].lower()}{message[1:]} ({places})"
 
 
 def redact_url(url: str) -> str:

@@ -11,7 +11,7 @@ one exception, with `sent` saying whether the statement may have taken effect.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -66,7 +66,7 @@ class Session:
         for tries_left in range(CONFLICT_TRIES_MAX, 0, -1):
             connection = await self._open()
             try:
-                return await connection.fetch(
+                return await connection.fetch(  # pyright: ignore[reportReturnType] - a Record is a sequence of values
                     statement.text, *[values[name] for name in statement.parameters], timeout=self._timeout_s
                 )
             except _CONFLICT:
@@ -80,7 +80,7 @@ class Session:
         raise AssertionError
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
+    async def transaction(self) -> AsyncGenerator[None]:
         """Run the statements inside as one transaction."""
         connection = await self._open()
         try:
@@ -93,7 +93,7 @@ class Session:
         """Call `heard` with the payload of every notification on `channel` until the connection ends."""
         connection = await self._open()
         try:
-            await connection.add_listener(channel, lambda *note: heard(str(note[3])))
+            await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: heard(str(payload)))
         except _ZOO as error:
             raise self._translate("listen", error) from error
 
@@ -157,7 +157,7 @@ class Sessions:
         self._free = asyncio.Semaphore(size_max)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
+    async def session(self) -> AsyncGenerator[Session]:
         """Borrow a session."""
         try:
             async with asyncio.timeout(self._wait_s):

@@ -22,14 +22,16 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from taskq.batch import Batch
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
+from taskq.kinds.registry import Kind
 from taskq.lease import Lease
 from taskq.store import EARLIEST, Store
-from taskq.task import Change, Context, Released, RetryPolicy, Run, settle
+from taskq.task import Change, Context, Failed, Outcome, Released, RetryPolicy, Run, settle
 from taskq.wake import Wake
 from taskq.worker import Worker
 
@@ -44,7 +46,9 @@ SURVEY_PAUSE_S = 0.05
 MARK_SLACK = timedelta(milliseconds=200)
 BACKOFF_S = (0.1, 5.0)
 LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
+WATCH_S = 0.25  # between looks for runs that take too long
 UNKNOWN_KIND_POLICY = RetryPolicy()
+UNKNOWN_KIND_TIMEOUT_S = 60.0
 
 
 class Dispatcher:
@@ -71,7 +75,7 @@ class Dispatcher:
         self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
         self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
         self._known: dict[int, Run] = {}
-        self._tasks: dict[int, tuple[asyncio.Task[None], Context]] = {}
+        self._running: dict[int, _Execution] = {}
         self._group: asyncio.TaskGroup | None = None
         self._backlog = True
         self._births = 0
@@ -122,8 +126,9 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Claim and run until drained; leaving the group waits for the last run."""
-        async with asyncio.TaskGroup() as writing:
-            writer = writing.create_task(self._settles.run())
+        async with asyncio.TaskGroup() as around:
+            writer = around.create_task(self._settles.run())
+            watcher = around.create_task(self._watch())
             async with asyncio.TaskGroup() as self._group:
                 await self._dispatch()
                 self._idle.set()
@@ -133,6 +138,7 @@ class Dispatcher:
             except TimeoutError:
                 logger.error("outcomes could not be written before the stop", extra={"runs": len(self._settles)})
             writer.cancel()
+            watcher.cancel()
 
     async def _dispatch(self) -> None:
         failures = 0
@@ -224,18 +230,21 @@ class Dispatcher:
     def _start(self, run: Run) -> None:
         if self._group is None:
             raise AssertionError
-        self._known[run.id] = run
-        context = self._worker.context(run)
-        self._tasks[run.id] = (self._group.create_task(self._run_one(run, context)), context)
-
-    async def _run_one(self, run: Run, context: Context) -> None:
         kind = self._worker.kind(run)
+        limit_s = kind.timeout_s if kind else UNKNOWN_KIND_TIMEOUT_S
+        execution = _Execution(run, kind, self._worker.context(run), time.monotonic() + limit_s)
+        self._known[run.id] = run
+        self._running[run.id] = execution
+        execution.task = self._group.create_task(self._run_one(execution))
+
+    async def _run_one(self, execution: "_Execution") -> None:
+        run, kind = execution.run, execution.kind
         try:
-            outcome = await self._worker.run(run, kind, context)
+            outcome = await self._worker.run(run, kind, execution.context)
         except asyncio.CancelledError:
-            if not self._draining and run.owner == self._lease.id:
-                raise  # the process is going down with an error, not draining
-            outcome = Released()
+            if execution.ended_as is None:
+                raise  # the process goes down with an error
+            outcome = execution.ended_as
         change = settle(run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
         try:
             if kind is not None and kind.ack_each and not self._draining:
@@ -243,13 +252,24 @@ class Dispatcher:
             else:
                 self._settles.add((run, change))
         finally:
-            del self._tasks[run.id]
+            del self._running[run.id]
             self._free += 1
         if self._suspect == run.id:
             self._suspect, self._suspects_waiting = None, True
             self.wake.now()
         if self._backlog:
             self.wake.now()
+
+    async def _watch(self) -> None:
+        """End runs that take longer than their kind allows; one look for all costs less than a timer each."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for execution in list(self._running.values()):
+                kind = execution.kind
+                if kind is not None and execution.deadline < now and execution.context.interruptible:
+                    message = f"the run took longer than the {kind.timeout_s:g} s that the kind {kind.name} allows"
+                    execution.end(Failed(message))
 
     async def _settle(self, batch: list[tuple[Run, Change]]) -> list[bool]:
         """Write outcomes, repeating until PostgreSQL has them: the guards make a second write harmless."""
@@ -284,9 +304,9 @@ class Dispatcher:
 
     def lost(self, lease: int) -> None:
         """Give up the runs of a lease that another instance ended: they run elsewhere by now."""
-        for task_id, (task, _) in list(self._tasks.items()):
-            if self._known[task_id].owner == lease:
-                task.cancel()
+        for execution in list(self._running.values()):
+            if execution.run.owner == lease:
+                execution.end(Released())
         self.wake.now()
 
     def _reconcile_due(self) -> bool:
@@ -319,28 +339,50 @@ class Dispatcher:
         self.wake.now()
         await self._idle.wait()
         await self._until_idle(grace_s, hurry)
-        for task, context in list(self._tasks.values()):
-            if not context.uninterruptible_depth:
-                task.cancel()
+        for execution in list(self._running.values()):
+            if execution.context.interruptible:
+                execution.end(Released())
         await self._until_idle(None, hurry)
-        if self._tasks:
-            await asyncio.wait([task for task, _ in self._tasks.values()], timeout=LAST_WAIT_S)
-        for task, _ in list(self._tasks.values()):
-            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running_tasks(), timeout=LAST_WAIT_S)
+        for task in self._running_tasks():
+            task.cancel()  # its outcome stays unknown: the task is rescued as after a crash
 
     async def _until_idle(self, grace_s: float | None, hurry: asyncio.Event) -> None:
-        if not self._tasks:
+        if not self._running:
             return
-        logger.info("waiting for running tasks", extra={"running": len(self._tasks), "grace_s": grace_s})
+        logger.info("waiting for running tasks", extra={"running": len(self._running), "grace_s": grace_s})
         hurried = asyncio.ensure_future(hurry.wait())
-        done = asyncio.ensure_future(asyncio.wait([task for task, _ in self._tasks.values()]))
+        done = asyncio.ensure_future(asyncio.wait(self._running_tasks()))
         try:
             await asyncio.wait({hurried, done}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hurried.cancel()
             done.cancel()
 
+    def _running_tasks(self) -> list[asyncio.Task[None]]:
+        return [execution.task for execution in self._running.values() if execution.task is not None]
+
     @property
     def running(self) -> int:
         """Runs under way."""
-        return len(self._tasks)
+        return len(self._running)
+
+
+@dataclass(slots=True)
+class _Execution:
+    """A run under way."""
+
+    run: Run
+    kind: Kind | None
+    context: Context
+    deadline: float
+    """Monotonic seconds after which it has run too long."""
+    task: asyncio.Task[None] | None = None
+    ended_as: Outcome | None = None
+
+    def end(self, outcome: Outcome) -> None:
+        """Cancel the run; what it then comes to is `outcome`."""
+        if self.task is not None and self.ended_as is None:
+            self.ended_as = outcome
+            self.task.cancel()

@@ -5,7 +5,6 @@ from *before* a renewal was sent and on the monotonic clock, so neither a slow a
 that jumps can make a lost lease look held.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def process_namespace() -> str | None:
     """Name this boot of this machine and its process ids; None where /proc does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return None
 

@@ -198,7 +198,7 @@ class Listener:
         for row in neighbours:
             if process_start(row[1]) != row[2]:
                 await self._control.fetch(self._sql["end_lease"], lease=row[0])
-                logger.info("ended the lease of a dead process of this machine", extra={"lease": row[0], "pid": row[1]})
+                logger.info("ended the lease of a dead process of this host", extra={"lease": row[0], "pid": row[1]})
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()
@@ -222,7 +222,7 @@ class Listener:
                 await self._bury_neighbours()
             elif not stalled:
                 stalled = True
-                frames = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - the only way to see where another thread hangs
+                frames = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - the only way to see where another thread hangs
                 stack = "".join(traceback.format_stack(frames)) if frames else "unknown"
                 logger.error("the event loop is blocked; the lease is no longer renewed", extra={"stack": stack})
 
@@ -237,7 +237,7 @@ class Listener:
                     await self._heard.wait()
             except TimeoutError:
                 raise StoreUnavailable(
-                    f"a notification did not come back within {PROBE_TIMEOUT_S:g} s: LISTEN is dead on this connection; "
+                    f"a notification did not come back within {PROBE_TIMEOUT_S:g} s: LISTEN is dead here; "
                     "if database_url goes through a pooler, set database_direct_url"
                 ) from None
 

@@ -13,11 +13,12 @@ and the embedded server mend themselves.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from taskq import __version__
@@ -39,7 +40,7 @@ from taskq.store import Server, Store
 from taskq.sweeper import Sweeper
 from taskq.task import RetryPolicy
 from taskq.web.api import Api
-from taskq.web.app import make_app, serve
+from taskq.web.app import Site
 from taskq.worker import Worker
 
 __all__ = ["Banner", "Parts", "database", "run_service", "running_parts"]
@@ -96,15 +97,16 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.store, parts.registry, None if settings.role == "worker" else parts.intake)
-            app = make_app(
+            api = Api(parts.store, parts.registry, parts.intake)
+            site = Site(
                 None if settings.role == "worker" else api,
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )
-            runner, url = await _serve_somewhere(app, settings, parts.listener)
+            url = await _serve_somewhere(site, settings, parts.listener)
             parts.listener.url = url
             announce(Banner(__version__, url, described, _mails(settings), settings.role, warnings))
+            gc.freeze()  # what the start left behind lives as long as the process: never look at it again
             await stop.wait()
             logger.info("stopping")
             api.stopping = True
@@ -112,11 +114,11 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
                 await parts.intake.empty()
             if settings.role != "api":
                 await parts.dispatcher.drain(settings.grace_s, hurry)
-            await runner.cleanup()
+            await site.close()
 
 
 @contextlib.asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[tuple[str, str, str]]:
+async def database(settings: Settings) -> AsyncGenerator[tuple[str, str, str]]:
     """Provide the database: its address, its direct address, and words for people."""
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
@@ -144,14 +146,14 @@ async def _keep_alive(postgres: EmbeddedPostgres) -> None:
         try:
             await asyncio.to_thread(postgres.start)
         except ConfigError as error:
-            logger.error("it can't be started; trying again", extra={"error": str(error)})  # noqa: TRY400 - the fact is in the message
+            logger.error("it can't be started; trying again", extra={"error": str(error)})
             await asyncio.sleep(RESTART_PAUSE_S)
 
 
 @contextlib.asynccontextmanager
 async def running_parts(
     settings: Settings, dsn: str, direct_dsn: str, prepare: Callable[[Registry], None] = lambda _registry: None
-) -> AsyncIterator[tuple[Parts, Server]]:
+) -> AsyncGenerator[tuple[Parts, Server]]:
     """Run the parts that need no web: what `taskq run` serves and `taskq bench` measures.
 
     Args:
@@ -216,7 +218,7 @@ def _registry(settings: Settings, transport: Transport) -> Registry:
     return registry
 
 
-async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[None | BaseException]:
+async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[BaseException | None]:
     try:
         await store.capture([(mail.task_id, mail.sender, mail.recipient, mail.message) for mail in mails])
     except (StoreUnavailable, StoreRefused) as error:
@@ -246,15 +248,15 @@ def _durability(server: Server, settings: Settings) -> tuple[str, ...]:
     return (f"{facts}: a crash of the server can lose tasks that were answered with 201",)
 
 
-async def _serve_somewhere(app: object, settings: Settings, listener: Listener) -> tuple[object, str]:
+async def _serve_somewhere(site: Site, settings: Settings, listener: Listener) -> str:
     """Serve on the port wished for, or beside an instance of ours that has the default one."""
     try:
-        return await serve(app, settings.host, settings.port)
+        return await site.serve(settings.host, settings.port)
     except ConfigError:
         ours = f":{settings.port}"
         if "port" in settings.model_fields_set or not any(url.endswith(ours) for url in listener.neighbour_urls):
             raise
-        return await serve(app, settings.host, 0)
+        return await site.serve(settings.host, 0)
 
 
 def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:

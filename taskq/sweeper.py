@@ -117,9 +117,7 @@ class Sweeper:
         # Made apart and then attached: attaching takes a weaker lock on the parent than making in place.
         made = await self._store.run_maintenance(
             [
-                _definition(
-                    f"create table taskq.task_{number} (like taskq.task including defaults including constraints) with ({HOT})"
-                ),
+                _definition(f"create table taskq.task_{number} (like taskq.task including all) with ({HOT})"),
                 _definition(
                     f"alter table taskq.task attach partition taskq.task_{number} for values from ({low}) to ({high})"
                 ),

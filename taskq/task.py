@@ -13,8 +13,8 @@ stored times come from.
 import contextlib
 import random
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import assert_never
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
+DELAY_S_MAX = 10 * 366 * 86_400.0  # whatever a handler asks for: a time that PostgreSQL can store
 
 
 class Status(IntEnum):
@@ -56,7 +57,7 @@ class Status(IntEnum):
 _LABELS = ("pending", "in-progress", "Ok", "failed", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewTask:
     """A submission that passed validation."""
 
@@ -163,7 +164,7 @@ class Released:
 Outcome = Done | Failed | Snoozed | Released
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Change:
     """What the store writes for one finished run, guarded by id, owner and run."""
 
@@ -191,7 +192,7 @@ def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None =
         case Failed():
             return _failed(run, outcome, policy, random.random() if draw is None else draw)  # noqa: S311 - jitter is no secret
         case Snoozed(error, delay_s):
-            return Change(run.id, run.run, run.owner, Status.PENDING, delay_s, error[:ERROR_CHARS_MAX], None, 1)
+            return Change(run.id, run.run, run.owner, Status.PENDING, _bounded(delay_s), _storable(error), None, 1)
         case Released():
             return Change(run.id, run.run, run.owner, Status.PENDING, 0.0, None, None, 1)
         case _:
@@ -199,36 +200,75 @@ def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None =
 
 
 def _failed(run: Run, outcome: Failed, policy: RetryPolicy, draw: float) -> Change:
-    error = outcome.error[:ERROR_CHARS_MAX]
+    error = _storable(outcome.error)
     if not outcome.retryable:
-        return Change(run.id, run.run, run.owner, Status.FAILED, None, error, outcome.reason)
+        return Change(run.id, run.run, run.owner, Status.FAILED, None, error, _storable(outcome.reason))
     if run.attempt >= run.max_attempts:
         return Change(run.id, run.run, run.owner, Status.FAILED, None, error, "attempts_exhausted")
-    delay_s = policy.delay_s(run.attempt, draw) if outcome.retry_after_s is None else max(0.0, outcome.retry_after_s)
-    return Change(run.id, run.run, run.owner, Status.PENDING, delay_s, error)
+    delay_s = policy.delay_s(run.attempt, draw) if outcome.retry_after_s is None else outcome.retry_after_s
+    return Change(run.id, run.run, run.owner, Status.PENDING, _bounded(delay_s), error)
 
 
-@dataclass(slots=True)
+def _storable(text: str) -> str:
+    """Shorten a handler's text, and spell out what a PostgreSQL text can't hold."""
+    plain = text[:ERROR_CHARS_MAX].replace("\0", "\\0")
+    return plain.encode("utf-8", "backslashreplace").decode()[:ERROR_CHARS_MAX]
+
+
+def _bounded(delay_s: float) -> float:
+    return min(DELAY_S_MAX, max(0.0, delay_s))  # in this order not-a-number becomes 0
+
+
 class Context:
     """What a handler may know about its own run."""
 
-    task_id: int
-    attempt: int
-    max_attempts: int
-    uid: uuid.UUID
-    """Names the task in the outside world, equal on every attempt and on every instance."""
-    created_at: datetime
-    uninterruptible_depth: int = field(default=0, repr=False)
+    __slots__ = ("_installation", "_run", "_spans")
+
+    def __init__(self, run: Run, installation: uuid.UUID) -> None:
+        """Describe `run` of a task of this `installation`."""
+        self._run = run
+        self._installation = installation
+        self._spans = 0
+
+    @property
+    def task_id(self) -> int:
+        """Id of the task."""
+        return self._run.id
+
+    @property
+    def attempt(self) -> int:
+        """Attempts so far, this one included."""
+        return self._run.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        """Attempts before the task is failed."""
+        return self._run.max_attempts
+
+    @property
+    def created_at(self) -> datetime:
+        """When the task was stored."""
+        return self._run.created_at
+
+    @property
+    def uid(self) -> uuid.UUID:
+        """Names the task in the outside world, equal on every attempt and on every instance."""
+        return uuid.uuid5(self._installation, str(self._run.id))
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether the run may be cancelled now."""
+        return self._spans == 0
 
     @contextlib.contextmanager
-    def uninterruptible(self) -> Iterator[None]:
+    def uninterruptible(self) -> Generator[None]:
         """Mark a span whose interruption would leave the effect unknown (a mail past its final dot).
 
-        A graceful stop waits for the span, beyond its grace, instead of cancelling it.  The span
-        must bound its own time.
+        A time-out and a graceful stop wait for the span instead of cancelling it.  The span must
+        bound its own time.
         """
-        self.uninterruptible_depth += 1
+        self._spans += 1
         try:
             yield
         finally:
-            self.uninterruptible_depth -= 1
+            self._spans -= 1

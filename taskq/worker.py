@@ -1,8 +1,9 @@
-"""Run one task: find its handler, bound its time, turn whatever happens into an outcome.
+"""Run one task: find its handler, check its payload, turn whatever happens into an outcome.
 
-The worker never touches the database and never raises: a result, an exception, a time-out, an
-unknown kind or a payload that does not fit all become a value that `task.settle` understands.  This
-is the only place where any exception is caught, since a handler may raise anything.
+The worker never touches the database and never raises: a result, an exception, an unknown kind or a
+payload that does not fit all become a value that `task.settle` understands.  This is the only place
+where any exception is caught, since a handler may raise anything.  Only a cancellation passes
+through: the dispatcher, which asked for it, knows what it means (a time-out, a stop, a lost lease).
 """
 
 import asyncio
@@ -40,47 +41,35 @@ class Worker:
 
     def context(self, run: Run) -> Context:
         """Make what the handler may know about its run."""
-        return Context(
-            run.id,
-            run.attempt,
-            run.max_attempts,
-            uuid.uuid5(self._installation, str(run.id)),
-            run.created_at,
-        )
+        return Context(run, self._installation)
 
-    async def run(self, run: Run, kind: Kind | None, context: Context | None) -> Outcome:
-        """Run the handler; return what came of it.
-
-        Args:
-            context: Needed when the kind wants one.
-        """
+    async def run(self, run: Run, kind: Kind | None, context: Context) -> Outcome:
+        """Run the handler; return what came of it."""
         if kind is None:
             return Failed(f"the kind {run.kind} is unknown to this process: import the module that declares it")
         try:
             payload = kind.parse(run.payload)
-            async with asyncio.timeout(kind.timeout_s) as limit:
-                await (kind.handler(payload, context) if kind.wants_context else kind.handler(payload))
+            await (kind.handler(payload, context) if kind.wants_context else kind.handler(payload))
         except InvalidPayload as error:
-            return Failed(
-                f"the payload does not fit the kind {kind.name}: {error}", retryable=False, reason="invalid_payload"
-            )
+            message = f"the payload does not fit the kind {kind.name}: {error}"
+            return Failed(message, retryable=False, reason="invalid_payload")
         except Snooze as error:
             return Snoozed(str(error), error.delay_s)
         except TaskError as error:
             return Failed(str(error), error.retryable, error.reason, error.retry_after_s)
-        except TimeoutError as error:
-            if limit.expired():  # pyright: ignore[reportPossiblyUnboundVariable] - only the body can time out
-                return Failed(f"the run took longer than the {kind.timeout_s:g} s that the kind {kind.name} allows")
-            return self._crashed(run, error)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return _crashed(run, error)  # nobody cancelled this run: the handler awaited something that was
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; it is reported, not lost
-            return self._crashed(run, error)
+            return _crashed(run, error)
         return _DONE
 
-    def _crashed(self, run: Run, error: Exception) -> Failed:
-        logger.info(
-            "handler raised", extra={"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": repr(error)}
-        )
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return Failed(
-            f"{type(error).__name__}: {error} (at {last.filename.rpartition('/')[2]}:{last.lineno} in {last.name})"
-        )
+
+def _crashed(run: Run, error: BaseException) -> Failed:
+    facts = {"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": repr(error)}
+    logger.info("handler raised", extra=facts)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
+    return Failed(f"{type(error).__name__}: {error} (at {place})")

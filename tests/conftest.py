@@ -20,6 +20,7 @@ import pytest
 
 from taskq.config import Settings
 from taskq.postgres import EmbeddedPostgres
+from taskq.store import Store
 
 UNSAFE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
 
@@ -75,6 +76,28 @@ def database(postgres: str, template: str, request: pytest.FixtureRequest) -> It
 
 
 @pytest.fixture
+def bare(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a fresh database without our schema."""
+    name = f"bare_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+    yield with_database(postgres, name)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres: str, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a migrated database that the tests of one module share."""
+    name = f"module_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"create database {name} template {template} strategy file_copy")
+    yield with_database(postgres, name)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"drop database if exists {name} with (force)")
+
+
+@pytest.fixture
 async def connection(database: str):
     """An open connection to the fresh database."""
     opened = await asyncpg.connect(database)
@@ -95,6 +118,14 @@ def settings(database: str) -> Settings:
         lease_s=1.0,
         probe_s=0.2,
     )
+
+
+@pytest.fixture
+async def store(database: str, settings: Settings):
+    """A store on the fresh database."""
+    opened = Store(database, settings)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -38,10 +38,13 @@ def run_loop(main: Any) -> Any:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main)
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        raise error from None
+        raise _only(group) from None
+
+
+def _only(error: BaseException) -> BaseException:
+    """Unwrap groups that hold one exception."""
+    inner = cast("tuple[BaseException, ...]", getattr(error, "exceptions", ()))
+    return _only(inner[0]) if len(inner) == 1 else error
 
 
 def _announce(banner: Banner) -> None:
@@ -53,9 +56,7 @@ def _announce(banner: Banner) -> None:
         *(f"  WARNING   {warning}" for warning in banner.warnings),
     ]
     if banner.role != "worker":
-        lines += [
-            '  try       curl -d \'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}\' '
-            f"{banner.url}/task/"
-        ]
+        mail = '{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
+        lines.append(f"  try       curl -d '{mail}' {banner.url}/task/")
     click.echo("\n".join(lines), file=sys.stdout)
     sys.stdout.flush()

@@ -8,6 +8,7 @@ standard library's IDNA 2003 codec turns `faß.de` into another domain.  Charact
 the local part are allowed; such an address needs a relay that offers SMTPUTF8 (RFC 6531).
 """
 
+import functools
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ __all__ = ["Address", "mask_address", "parse_address"]
 ADDRESS_OCTETS_MAX = 254  # RFC 5321 §4.5.3.1.3: a path of 256 holds the two angle brackets as well
 LOCAL_OCTETS_MAX = 64  # RFC 5321 §4.5.3.1.1
 DOMAIN_OCTETS_MAX = 255  # RFC 5321 §4.5.3.1.2
+CACHE_MAX = 1_024  # one mail's address is read when submitted, when run and when sent
 
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -47,6 +49,7 @@ class Address:
         return not self.local.isascii()
 
 
+@functools.lru_cache(maxsize=CACHE_MAX)
 def parse_address(text: str) -> Address:
     """Return the one address that `text` is.
 

@@ -48,7 +48,7 @@ class Reply:
         return f"{self.code} {self.text}"
 
 
-class Broken(Exception):  # noqa: N818 - a fact about the channel, named like one
+class Broken(Exception):
     """No reply came, and none will.
 
     Attributes:

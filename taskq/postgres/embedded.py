@@ -121,7 +121,8 @@ class EmbeddedPostgres:
             atexit.register(self.stop)
             start = self._await_lock(self._layout.start_lock)
             try:
-                self._user_lock = self._user_lock or self._await_lock(self._layout.users_lock, shared=True)
+                if self._user_lock is None:
+                    self._user_lock = self._await_lock(self._layout.users_lock, shared=True)
                 self._service = self._join_or_own()
             except BaseException:
                 self._abandon()

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,25 +126,23 @@ def is_postmaster(pid: int, data: Path) -> bool:
 
 def signal_postmaster(pid: int, data: Path, number: int) -> bool:
     """Send a signal to the server on that data; False if the pid is not (or no longer) that server."""
-    if sys.platform != "linux":
-        if is_postmaster(pid, data):
-            os.kill(pid, number)
-            return True
-        return False
+    handle = None
     try:
-        handle = os.pidfd_open(pid)  # first the handle, then the look: so it can't become another's in between
-    except OSError:
-        return False
-    try:
+        if sys.platform == "linux":  # first a handle, then the look: the pid can't become another's in between
+            with suppress(PermissionError, NotImplementedError):  # an old container's filter
+                handle = os.pidfd_open(pid)
         if not is_postmaster(pid, data):
             return False
-        signal.pidfd_send_signal(handle, number)
+        if sys.platform == "linux" and handle is not None:
+            signal.pidfd_send_signal(handle, number)
+        else:
+            os.kill(pid, number)
     except ProcessLookupError:
         return False
-    else:
-        return True
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+    return True
 
 
 def shut_down(send: Callable[[int], object], gone: Callable[[], bool]) -> bool:

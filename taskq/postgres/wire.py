@@ -17,7 +17,7 @@ _PROTOCOL = 3 << 16
 _MESSAGE_BYTES_MAX = 1 << 20
 
 
-class Refusal(Exception):  # noqa: N818 - it is the server's answer, an error only to some callers
+class Refusal(Exception):
     """The server answered with an error.
 
     Attributes:

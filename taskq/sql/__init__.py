@@ -30,7 +30,7 @@ class Statement:
 
 def load(file: str) -> dict[str, Statement]:
     """Read the statements of `file` (without its ending), keyed by name."""
-    text = files(__package__).joinpath(f"{file}.sql").read_text(encoding="utf-8")
+    text = files(__name__).joinpath(f"{file}.sql").read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     return {name: _parse(name, body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 

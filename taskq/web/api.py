@@ -6,7 +6,7 @@
 
 from datetime import datetime
 from email import message_from_bytes, policy
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from aiohttp import web
@@ -17,6 +17,7 @@ from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
 from taskq.task import NewTask, Task
 from taskq.web.problem import problem
+from taskq.web.router import Router
 
 __all__ = ["Api"]
 
@@ -29,33 +30,30 @@ MAIL = "email"
 class Api:
     """The handlers of the task and inbox routes."""
 
-    def __init__(self, store: Store, registry: Registry, intake: Intake | None) -> None:
+    def __init__(self, store: Store, registry: Registry, intake: Intake) -> None:
         """Prepare the handlers.
 
         Args:
             store: What is shown.
             registry: Kinds of work that may be submitted.
-            intake: Where submissions go; None where this process takes none.
+            intake: Where submissions go.
         """
         self._store = store
         self._registry = registry
         self._intake = intake
         self.stopping = False
 
-    def routes(self) -> list[web.RouteDef]:
-        """List the routes."""
-        routes = [
-            web.get("/task/{id}", self.show_task),
-            web.get("/inbox", self.list_inbox),
-            web.get("/inbox/{id}", self.show_mail),
-        ]
-        if self._intake is not None:
-            routes += [web.post("/task/", self.create_task), web.post("/task", self.create_task)]
-        return routes
+    def add_routes(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("GET", "/task/{id}", self.show_task)
+        router.add("GET", "/inbox", self.list_inbox)
+        router.add("GET", "/inbox/{id}", self.show_mail)
+        router.add("POST", "/task/", self.create_task)
+        router.add("POST", "/task", self.create_task)
 
-    async def create_task(self, request: web.Request) -> web.Response:
+    async def create_task(self, request: web.BaseRequest, _argument: str) -> web.Response:
         """Store a task; 201 means that it is committed and flushed."""
-        if self.stopping or self._intake is None:
+        if self.stopping:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
         if "Content-Encoding" in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
@@ -77,7 +75,7 @@ class Api:
             raise InvalidPayload(str(error), malformed=True) from None
         if not isinstance(document, dict) or "kind" not in document:
             return None
-        fields: dict[str, Any] = document
+        fields = cast("dict[str, Any]", document)
         for name in fields:
             if name not in ("kind", "payload"):
                 raise InvalidPayload(f"{name} is no field of a task: send kind and payload", field=name)
@@ -87,9 +85,9 @@ class Api:
         check_depth(fields["payload"])
         return NewTask(kind.name, kind.check(orjson.dumps(fields["payload"])), max_attempts=kind.max_attempts)
 
-    async def show_task(self, request: web.Request) -> web.Response:
+    async def show_task(self, _request: web.BaseRequest, argument: str) -> web.Response:
         """Show a task with the attempts that did not end Ok."""
-        task_id = _id(request)
+        task_id = _id(argument)
         if isinstance(task_id, web.Response):
             return task_id
         task = await self._store.get(task_id) if task_id <= ID_MAX else None
@@ -100,7 +98,7 @@ class Api:
         attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.last_error else []
         return _json(_shown(task) | {"attempts": attempts})
 
-    async def list_inbox(self, request: web.Request) -> web.Response:
+    async def list_inbox(self, request: web.BaseRequest, _argument: str) -> web.Response:
         """List captured mails, newest first; `?before=ID` goes on, `?limit=N` bounds the page."""
         try:
             before = int(request.query.get("before", ID_MAX))
@@ -112,9 +110,9 @@ class Api:
         rows = await self._store.inbox(before=before, limit=limit)
         return _json({"mails": [_mail(*row) for row in rows]})
 
-    async def show_mail(self, request: web.Request) -> web.Response:
+    async def show_mail(self, _request: web.BaseRequest, argument: str) -> web.Response:
         """Return a captured mail as it would have been sent."""
-        mail_id = _id(request)
+        mail_id = _id(argument)
         if isinstance(mail_id, web.Response):
             return mail_id
         row = await self._store.inbox_mail(mail_id) if mail_id <= ID_MAX else None
@@ -124,8 +122,7 @@ class Api:
         return web.Response(body=row[5], content_type="message/rfc822", headers=headers)
 
 
-def _id(request: web.Request) -> int | web.Response:
-    text = request.match_info["id"]
+def _id(text: str) -> int | web.Response:
     if not (text.isascii() and text.isdigit() and len(text) <= 30):
         return problem(400, "invalid_id", f"{text[:40]!r} is no id: it must be a whole number such as 12")
     return int(text)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import pytest
 from smtp_script import Action, Drop, Hang, Hold, Reset, ScriptedServer, scripted
@@ -20,9 +20,10 @@ from taskq.mail.pool import PoolLimits
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
 from taskq.mail.smtp import TimeLimits
-from taskq.task import Context
+from taskq.task import Context, Run
 
-UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+INSTALLATION = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+UID = uuid5(INSTALLATION, "7")
 CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
 SHORT = TimeLimits(connect_s=0.3, hello_s=0.3, command_s=0.3, body_s=0.3, dot_s=0.3)
 PATIENT = TimeLimits(connect_s=5, hello_s=5, command_s=5, body_s=5, dot_s=5)
@@ -383,19 +384,19 @@ async def test_the_span_covers_exactly_the_dot_and_its_reply() -> None:
 
 async def test_the_handler_is_uninterruptible_only_past_the_dot() -> None:
     gate = asyncio.Event()
-    context = Context(7, 1, 10, UID, CREATED)
+    context = Context(Run(7, 1, 1, "email", 1, 10, CREATED, ""), INSTALLATION)
     async with scripted({"dot": Hold(gate, "250 ok")}) as server:
         relay = relay_of(server)
         payload = EmailPayload(to="ada@ok.test", subject="hi", body="text")
         async with asyncio.TaskGroup() as group:
             group.create_task(Email(relay, "taskq@example.com")(payload, context))
             await server.reached("dot")
-            depth = context.uninterruptible_depth
+            depth = not context.interruptible
             gate.set()
         await relay.close()
 
-    assert depth == 1
-    assert context.uninterruptible_depth == 0
+    assert depth
+    assert context.interruptible
 
 
 async def test_a_mail_larger_than_the_relay_takes_is_refused_before_anything_is_said() -> None:

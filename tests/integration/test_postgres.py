@@ -261,6 +261,20 @@ def test_wait_dead_tells_owner_and_guest_and_either_starts_again(make: Make, pla
     assert owner.stop() == "stopped"
 
 
+def test_owner_ends_the_server_that_a_guest_restarted(make: Make, place: Path) -> None:
+    owner, guest = make(), make()
+    owner.start()
+    guest.start()
+    os.kill(server_pid(place), signal.SIGKILL)
+    assert owner.wait_dead(5)
+    guest.start()
+    assert guest.stop() == "left running: other processes use it"
+
+    assert owner.stop() == "stopped"
+
+    assert is_free(place / "server.lock")
+
+
 def test_four_processes_share_one_server_when_started_at_once(place: Path) -> None:
     processes = [run_process(place) for _ in range(4)]
 

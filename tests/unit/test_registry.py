@@ -1,0 +1,228 @@
+"""Kinds: what a handler may look like, and what a submission is told that does not fit."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+from rig import kind
+from typing_extensions import TypedDict
+
+from taskq.errors import ConfigError, InvalidPayload, UnknownKind
+from taskq.kinds import registry as module
+from taskq.kinds.registry import DEPTH_MAX, Kind, Registry, check_depth, handler, make_kind
+from taskq.task import Context, RetryPolicy
+
+
+class Resize(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    width: int
+    caption: str = ""
+
+
+class Loose(TypedDict):
+    width: int
+
+
+async def resize(payload: Resize) -> None:
+    """Do nothing."""
+
+
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
+    empty: list[Kind] = []
+    monkeypatch.setattr(module, "declared", empty)
+    return empty
+
+
+def refusal(body: bytes) -> InvalidPayload:
+    with pytest.raises(InvalidPayload) as caught:
+        kind("resize", resize).check(body)
+    return caught.value
+
+
+def test_kind_returns_the_json_to_store():
+    assert kind("resize", resize).check(b' {"width": 3} ') == '{"width":3,"caption":""}'
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        (b'{"width": 1, "captoin": ""}', "captoin", "captoin is no field of the kind resize: did you mean caption?"),
+        (b'{"width": 1, "q": 2}', "q", "q is no field of the kind resize: the fields are width, caption"),
+        (b"{}", "width", "width is missing: the kind resize needs it"),
+        (b'{"width": "3"}', "width", "width: Input should be a valid integer"),
+        (b"[]", "", "Input should be an object"),
+    ],
+    ids=["typo", "unknown", "missing", "type", "list"],
+)
+def test_kind_names_the_field_that_does_not_fit(body: bytes, field: str, message: str):
+    error = refusal(body)
+
+    assert (error.field, str(error), error.malformed) == (field, message, False)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"width": 1}}', b'{"caption": "\\ud800", "width": 1}'])
+def test_kind_says_so_when_the_body_is_no_json(body: bytes):
+    assert refusal(body).malformed
+
+
+@pytest.mark.parametrize("payload", ["{", "[]", '{"width": 1, "q": 2}'])
+def test_kind_refuses_a_stored_payload_that_does_not_fit(payload: str):
+    with pytest.raises(InvalidPayload):
+        kind("resize", resize).parse(payload)
+
+
+def test_kind_reads_a_stored_payload():
+    assert kind("resize", resize).parse('{"width": 3}') == Resize(width=3)
+
+
+@pytest.mark.parametrize("payload_type", [dict[str, Any], Loose, Resize, Any])
+def test_kind_takes_any_payload_type_that_can_be_checked(payload_type: Any):
+    async def work(payload) -> None:
+        """Do nothing."""
+
+    work.__annotations__["payload"] = payload_type
+
+    assert kind("work", work).check(b'{"width":1}').startswith('{"width":1')
+
+
+def test_kind_takes_a_callable_object():
+    class Handler:
+        async def __call__(self, payload: Resize, context: Context) -> None:
+            """Do nothing."""
+
+    assert kind("work", Handler()).wants_context
+
+
+@pytest.mark.parametrize("name", ["", "Work", "1work", "wo rk", "w" * 65, "wörk", "work\n"])
+def test_kind_refuses_a_name_that_is_none(name: str):
+    with pytest.raises(ConfigError, match="is no name for a kind"):
+        make_kind(name, resize, RetryPolicy(), 1.0, max_attempts=1, ack_each=False)
+
+
+@pytest.mark.parametrize("name", ["w", "w" * 64, "shop.order-paid_2"])
+def test_kind_accepts_a_good_name(name: str):
+    assert make_kind(name, resize, RetryPolicy(), 1.0, max_attempts=1, ack_each=False).name == name
+
+
+def blocking(payload: Resize) -> None:
+    """Be no async function."""
+
+
+async def nothing() -> None:
+    """Take no payload."""
+
+
+async def untyped(payload) -> None:
+    """Not say what the payload is."""
+
+
+async def three(payload: Resize, context: Context, more: int) -> None:
+    """Take too much."""
+
+
+async def odd(payload: Resize, context: int) -> None:
+    """Not take a Context."""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (blocking, "is no async function"),
+        (nothing, "must take an annotated payload"),
+        (untyped, "must take an annotated payload"),
+        (three, "must take an annotated payload"),
+        (odd, "must be annotated as Context"),
+    ],
+)
+def test_kind_refuses_a_handler_of_another_form(function: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        kind("work", function)
+
+
+def test_kind_ignores_parameters_with_a_default():
+    async def work(payload: Resize, attempts: int = 3) -> None:
+        """Do nothing."""
+
+    assert not kind("work", work).wants_context
+
+
+def test_handler_declares_a_kind_with_its_limits(declared: list[Kind]):
+    policy = RetryPolicy(1, 2, 0.5)
+
+    handler("resize", timeout_s=5, policy=policy, max_attempts=2, ack_each=True)(resize)
+
+    assert [(k.name, k.timeout_s, k.policy, k.max_attempts, k.ack_each) for k in declared] == [
+        ("resize", 5, policy, 2, True)
+    ]
+
+
+def test_handler_returns_the_function_unchanged(declared: list[Kind]):
+    assert handler("resize")(resize) is resize
+    assert declared[0].policy == RetryPolicy()
+
+
+def test_registry_loads_the_kinds_of_a_module(declared: list[Kind], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "import taskq\n@taskq.handler('shop')\nasync def shop(payload: dict) -> None: ...\n"
+    (tmp_path / "shop_kinds.py").write_text(source, encoding="utf-8")
+    registry = Registry()
+
+    registry.load(("shop_kinds",))
+
+    assert registry.get("shop") is declared[0]
+    del sys.modules["shop_kinds"]
+
+
+def test_registry_names_a_module_that_can_not_be_imported():
+    with pytest.raises(ConfigError, match=r"handlers names no\.such, which can't be imported"):
+        Registry().load(("no.such",))
+
+
+def test_registry_refuses_a_second_kind_of_the_same_name():
+    registry = Registry()
+    registry.add(kind("resize", resize))
+
+    with pytest.raises(ConfigError, match="declared twice"):
+        registry.add(kind("resize", resize))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("resise", "did you mean resize?"), ("email", "known are crop, resize"), ("", "known are")]
+)
+def test_registry_suggests_a_kind_when_it_has_no_such(name: str, hint: str):
+    registry = Registry()
+    registry.add(kind("resize", resize))
+    registry.add(kind("crop", resize))
+
+    with pytest.raises(UnknownKind, match=hint.replace("?", r"\?")):
+        registry.get(name)
+
+
+def test_registry_finds_nothing_quietly():
+    assert Registry().find("resize") is None
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", [1, [2]], {"a": {"b": ["c"]}}])
+def test_check_depth_accepts_what_can_be_stored(value: object):
+    check_depth(value)
+
+
+@pytest.mark.parametrize("value", ["\0", ["a\0"], {"k": "\0"}, {"\0": 1}])
+def test_check_depth_refuses_a_nul(value: object):
+    with pytest.raises(InvalidPayload, match="U\\+0000"):
+        check_depth(value)
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"k": inner}], ids=["list", "object"])
+def test_check_depth_refuses_deep_nesting(wrap: Any):
+    value: object = 1
+    for _ in range(DEPTH_MAX):
+        value = wrap(value)
+    check_depth(value)
+
+    with pytest.raises(InvalidPayload, match="nested deeper"):
+        check_depth(wrap(value))

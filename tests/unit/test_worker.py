@@ -1,0 +1,133 @@
+"""Whatever a handler does becomes a value."""
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from rig import kind
+
+from taskq.errors import InvalidPayload, Snooze, TaskError
+from taskq.kinds.registry import Registry
+from taskq.task import Context, Done, Failed, Outcome, Run, Snoozed
+from taskq.worker import Worker
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def a_run(payload: str = "{}", name: str = "work") -> Run:
+    return Run(7, 1, 9, name, 2, 3, NOW, payload)
+
+
+async def outcome_of(raised: BaseException | None = None, payload: str = "{}") -> Outcome:
+    async def work(_payload: dict[str, int]) -> None:
+        if raised is not None:
+            raise raised
+
+    registry = Registry()
+    registry.add(kind("work", work))
+    worker = Worker(registry, uuid.uuid4())
+    run = a_run(payload)
+    return await worker.run(run, worker.kind(run), worker.context(run))
+
+
+async def test_worker_reports_done_when_the_handler_returns():
+    assert await outcome_of() == Done()
+
+
+async def test_worker_hands_payload_and_context_to_the_handler():
+    seen: list[Any] = []
+
+    async def work(payload: dict[str, int], context: Context) -> None:
+        seen.extend((payload, context.task_id, context.attempt))
+
+    registry = Registry()
+    registry.add(kind("work", work))
+    worker = Worker(registry, uuid.uuid4())
+    run = a_run('{"n": 5}')
+
+    await worker.run(run, worker.kind(run), worker.context(run))
+
+    assert seen == [{"n": 5}, 7, 2]
+
+
+async def test_worker_fails_a_kind_that_it_does_not_know():
+    worker = Worker(Registry(), uuid.uuid4())
+    run = a_run(name="other")
+
+    outcome = await worker.run(run, worker.kind(run), worker.context(run))
+
+    assert outcome == Failed("the kind other is unknown to this process: import the module that declares it")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ["null", "[]", '{"n": "five"}', '{"n": 1e999}', '{"n": ' + "9" * 5_000 + "}", '{"n":' * 7_000 + "1" + "}" * 7_000],
+    ids=["null", "list", "text", "infinite", "huge", "deep"],
+)
+async def test_worker_fails_a_payload_for_good_when_it_does_not_fit(payload: str):
+    outcome = await outcome_of(payload=payload)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.retryable, outcome.reason) == (False, "invalid_payload")
+    assert outcome.error.startswith("the payload does not fit the kind work: ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "outcome"),
+    [
+        (TaskError("no"), Failed("no")),
+        (
+            TaskError("no", retryable=False, reason="bounced", retry_after_s=4),
+            Failed("no", retryable=False, reason="bounced", retry_after_s=4),
+        ),
+        (Snooze("busy", delay_s=5), Snoozed("busy", 5)),
+        (
+            InvalidPayload("odd"),
+            Failed("the payload does not fit the kind work: odd", retryable=False, reason="invalid_payload"),
+        ),
+    ],
+    ids=["retryable", "permanent", "snooze", "invalid"],
+)
+async def test_worker_understands_what_a_handler_raises_on_purpose(raised: Exception, outcome: Outcome):
+    assert await outcome_of(raised) == outcome
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [ValueError("bang"), TimeoutError("slow"), RecursionError("deep"), ExceptionGroup("many", [ValueError("one")])],
+    ids=lambda raised: type(raised).__name__,
+)
+async def test_worker_reports_a_crash_with_its_place_and_lets_it_be_retried(raised: Exception):
+    outcome = await outcome_of(raised)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.retryable
+    assert outcome.error.startswith(f"{type(raised).__name__}: {raised} (at test_worker.py:")
+
+
+async def test_worker_lets_a_cancellation_pass():
+    async def work(_payload: dict[str, Any]) -> None:
+        await asyncio.Event().wait()
+
+    registry = Registry()
+    registry.add(kind("work", work))
+    worker = Worker(registry, uuid.uuid4())
+    run = a_run()
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(worker.run(run, worker.kind(run), worker.context(run)))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    assert task.cancelled()
+
+
+async def test_worker_takes_a_cancellation_that_nobody_asked_for_as_a_crash():
+    """As when a handler awaits a future that a library has cancelled."""
+    outcome = await outcome_of(asyncio.CancelledError())
+
+    assert isinstance(outcome, Failed)
+    assert outcome.retryable
+    assert outcome.error.startswith("CancelledError")
