@@ -32,6 +32,8 @@ _CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 _ZOO = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
+_BEGIN, _COMMIT, _ROLLBACK = (Statement(word, word, ()) for word in ("begin", "commit", "rollback"))
+
 
 class Session:
     """One connection that is opened on demand and reopened after a break; one caller at a time."""
@@ -50,6 +52,7 @@ class Session:
         self._timeout_s = timeout_s
         self._pooled = pooled
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._in_transaction = False
 
     @property
     def connected(self) -> bool:
@@ -70,8 +73,8 @@ class Session:
                     statement.text, *[values[name] for name in statement.parameters], timeout=self._timeout_s
                 )
             except _CONFLICT:
-                if tries_left == 1:
-                    raise StoreUnavailable(f"{statement.name} lost {CONFLICT_TRIES_MAX} deadlocks in a row") from None
+                if tries_left == 1 or self._in_transaction:
+                    raise StoreUnavailable(f"{statement.name} lost a deadlock") from None
             except _ZOO as error:
                 raise self._translate(statement.name, error) from error
             except asyncio.CancelledError:
@@ -82,12 +85,17 @@ class Session:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """Run the statements inside as one transaction."""
-        connection = await self._open()
+        await self.fetch(_BEGIN)
+        self._in_transaction = True
         try:
-            async with connection.transaction():
-                yield
-        except _ZOO as error:
-            raise self._translate("transaction", error) from error
+            yield
+            await self.fetch(_COMMIT)
+        except BaseException:
+            if self.connected:
+                await self.fetch(_ROLLBACK)
+            raise
+        finally:
+            self._in_transaction = False
 
     async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
         """Call `heard` with the payload of every notification on `channel` until the connection ends."""
@@ -121,6 +129,8 @@ class Session:
             if not self._connection.is_closed():
                 return self._connection
             self._connection = None
+        if self._in_transaction:
+            raise StoreUnavailable("the connection broke inside a transaction", sent=True)
         try:
             self._connection = await asyncpg.connect(
                 self._dsn,

@@ -336,7 +336,7 @@ class Dispatcher:
             hurry: Set by a second signal: the grace ends at once.
         """
         self._draining = True
-        self.wake.now()
+        self.wake.close()
         await self._idle.wait()
         await self._until_idle(grace_s, hurry)
         for execution in list(self._running.values()):

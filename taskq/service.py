@@ -179,7 +179,8 @@ async def running_parts(
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
         sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
-        listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
+        if settings.role != "api":
+            listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
         ready = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(listener.run(ready), name="listener")]

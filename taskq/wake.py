@@ -43,6 +43,7 @@ class Wake:
         self._window_ends = 0.0
         self._found_at = 0.0
         self._echoes: list[float] = []
+        self._closed = False
 
     def now(self) -> None:
         """Look as soon as possible."""
@@ -54,7 +55,7 @@ class Wake:
         if moment > self._window_ends:
             self._window_ends, self._notes = moment + WINDOW_S, 0
         self._notes += 1
-        if self._notes > BUSY_NOTES and not self._masked:
+        if self._notes > BUSY_NOTES and not self._masked and not self._closed:
             self._masked, self._found_at = True, moment
             self._set_mask(True)
         self._event.set()
@@ -72,6 +73,12 @@ class Wake:
             self._found_at, self._masked_poll_s = time.monotonic(), POLL_MIN_S
         elif self._masked:
             self._masked_poll_s = min(POLL_MAX_S, self._masked_poll_s * 1.5)
+
+    def close(self) -> None:
+        """Say that nobody will look any more: drop the mask for good, and let the waiting one go."""
+        self._closed = True
+        self.saturated()
+        self._event.set()
 
     def saturated(self) -> None:
         """Say that no slot is free: others must hear of new tasks."""

@@ -33,6 +33,7 @@ def postgres() -> Iterator[str]:
         yield given
         return
     root = Path(tempfile.mkdtemp(prefix="taskq-test-"))
+    root.chmod(0o755)  # as root, the server runs under an account of its own
     bin_dir = os.environ.get("TASKQ_TEST_PG_BIN")
     server = EmbeddedPostgres(
         root, bin_dir=Path(bin_dir) if bin_dir else None, settings=UNSAFE, initdb_options=["--no-sync"]

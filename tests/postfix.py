@@ -9,6 +9,7 @@ skip visibly.
 import contextlib
 import os
 import pwd
+import select
 import shutil
 import socket
 import subprocess
@@ -106,7 +107,7 @@ class Postfix:
             except OSError:
                 if time.monotonic() > deadline:
                     raise
-                self._pause()
+                _give_way()
 
     def stop(self) -> None:
         """Stop it; connections are cut, the queue stays."""
@@ -122,19 +123,19 @@ class Postfix:
                 return [file.read_bytes() for file in files]
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(files)} of {count} mails delivered\n{self.log()}")
-            self._pause()
+            _give_way()
 
     def log(self) -> str:
         log = self._folder / "maillog"
         return log.read_text() if log.exists() else ""
 
-    def _pause(self) -> None:
-        """Give way between two looks; each look is bounded by its caller."""
-        subprocess.run(["sleep", "0.02"], check=True)
-
     def _command(self, name: str) -> None:
         done = subprocess.run(
-            ["/usr/sbin/postfix", "-c", str(self._config), name], capture_output=True, text=True, timeout=60, check=False
+            ["/usr/sbin/postfix", "-c", str(self._config), name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         if done.returncode != 0:
             raise RuntimeError(f"postfix {name}: {done.stderr}{done.stdout}\n{self.log()}")
@@ -170,6 +171,11 @@ def running_postfix(folder: Path) -> Iterator[Postfix]:
     finally:
         with contextlib.suppress(RuntimeError):
             postfix.stop()
+
+
+def _give_way() -> None:
+    """Let other processes run between two looks of a bounded wait; there is no event to wait for."""
+    select.select([], [], [], 0.01)
 
 
 def _free_port() -> int:

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -107,7 +108,8 @@ def keep_copy(root: Path, found: Binaries) -> Binaries:
     """
     if found.origin in {"copy", "PATH", "system"} or not prefix_is_whole(found.directory):
         return found
-    if os.statvfs(root).f_flag & os.ST_NOEXEC or not _SHELL_SPECIAL.isdisjoint(str(root)):
+    noexec = sys.platform == "linux" and os.statvfs(root).f_flag & os.ST_NOEXEC
+    if noexec or not _SHELL_SPECIAL.isdisjoint(str(root)):
         logger.warning("postgres binaries not copied, root directory is noexec or oddly named dir=%s", root)
         return found
     return Binaries(keep(found.directory, root / "bin", found.version), found.version, "copy")

@@ -8,6 +8,7 @@ Messages are documented at PostgreSQL's manual §54.7.
 
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -48,7 +49,8 @@ def log_in(directory: Path, database: str, *, then: str = "", timeout_s: float) 
             if then:
                 _send(stream, b"Q", then.encode() + b"\0")
                 _until_ready(stream)
-            _send(stream, b"X", b"")
+            with suppress(OSError):
+                connection.sendall(b"X\0\0\0\4")  # goodbye
     return version.split(" ", 1)[0]
 
 

@@ -100,7 +100,7 @@ select '' as queue, 0::smallint as priority,
 
 -- name: settle
 -- Write the outcomes of finished runs, each guarded by id, owner and run; keep the error of each
--- failed attempt; count the final ones by the minute.  The sums of now() and an interval (null where
+-- counted attempt that failed; count the final ones by the minute.  The sums of now() and an interval (null where
 -- it does not apply) stand in for CASE, which may not hold now() on a sharded database.
 with outcome as materialized (
     select *
@@ -118,7 +118,7 @@ settled as (
            last_error  = coalesce(o.error, t.last_error)
       from outcome o
      where t.id = any (:ids::bigint[]) and t.id = o.id and t.owner = o.owner and t.run = o.run
-    returning t.id, t.run, t.queue, t.kind, t.status, o.owner, t.attempt + o.attempt_back as attempt, t.started_at, o.error),
+    returning t.id, t.run, t.queue, t.kind, t.status, o.owner, t.attempt, o.attempt_back, t.started_at, o.error),
 counted as (
     insert into taskq.minute_count as m (minute, owner, queue, kind, status, n)
     select date_trunc('minute', now()), s.owner, s.queue, s.kind, s.status, count(*)
@@ -130,7 +130,7 @@ kept as (
     insert into taskq.attempt (task_id, run, attempt, owner, started_at, outcome, error)
     select s.id, s.run, s.attempt, s.owner, s.started_at, case s.status when 3 then 'failed' else 'retry' end, s.error
       from settled s
-     where s.error is not null
+     where s.error is not null and s.attempt_back = 0
     on conflict (task_id, run) do nothing)
 select id, run from settled;
 

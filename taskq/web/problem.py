@@ -41,8 +41,8 @@ def problem(status: int, code: str, detail: str, *, field: str = "", retry_after
     )
 
 
-def problem_of(error: TaskqError) -> web.Response:
-    """Make the problem document of one of our exceptions."""
+def problem_of(error: TaskqError, method: str) -> web.Response:
+    """Make the problem document of one of our exceptions, met while answering `method`."""
     match error:
         case InvalidPayload(malformed=True):
             return problem(400, "malformed_json", f"the body can't be read as JSON: {error}")
@@ -54,14 +54,14 @@ def problem_of(error: TaskqError) -> web.Response:
             return problem(422, "refused_by_database", f"PostgreSQL can't store this: {error}")
         case IntakeFull():
             return problem(503, "intake_full", str(error), retry_after_s=RETRY_AFTER_S)
-        case StoreUnavailable(sent=True):
+        case StoreUnavailable(sent=True) if method not in ("GET", "HEAD"):
             detail = "the database went away while the task was being stored: it may or may not have been"
             return problem(503, "outcome_unknown", detail, retry_after_s=RETRY_AFTER_S)
         case StoreUnavailable():
             return problem(
                 503,
                 "database_unavailable",
-                "the database can't be reached: nothing was stored",
+                "the database can't be reached; nothing was changed: try again",
                 retry_after_s=RETRY_AFTER_S,
             )
         case _:

@@ -58,7 +58,7 @@ class Router:
         try:
             return await handler(request, argument)
         except TaskqError as error:
-            return problem_of(error)
+            return problem_of(error, request.method)
         except web.HTTPRequestEntityTooLarge:
             allowed = f"the {self._body_bytes_max} bytes allowed: shorten it or raise body_bytes_max"
             return problem(413, "body_too_large", f"the body is larger than {allowed}")

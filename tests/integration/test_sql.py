@@ -20,7 +20,6 @@ from rig import CLONE, Connection, kind, new, register, running
 
 from taskq import sql
 from taskq.config import Settings
-from taskq.sql import Statement
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Run, Status
 
@@ -31,18 +30,31 @@ PAYLOAD = json.dumps({"to": "ada@example.com", "subject": "A subject of usual le
 BACKLOG = 200_000
 BATCH = 64
 
-HOT = {
-    "claim": ("array['default','mail'], array[0,5]::smallint[], array['-infinity','-infinity']::timestamptz[], 100, 1"),
-    "settle": (
-        "array[5,6]::bigint[], array[1,1], array[1,1]::bigint[], array[2,0]::smallint[], array[null,1]::float8[],"
-        " array['0',null]::interval[], array[0,1]::smallint[], array[null,null]::text[], array[null,'x']::text[]"
-    ),
-    "settle_ok": "array[5,6]::bigint[], array[1,1], 1",
-    "get": "5",
-    "rescue": "5000",
-    "survey": "",
-    "owned": "1",
-    "claim_suspect": "1",
+HOT: dict[str, dict[str, str]] = {
+    "claim": {
+        "queues": "array['default', 'mail']",
+        "priorities": "array[0, 5]::smallint[]",
+        "lows": "array['-infinity', '-infinity']::timestamptz[]",
+        "slots": "100",
+        "owner": "1",
+    },
+    "settle": {
+        "ids": "array[5, 6]::bigint[]",
+        "runs": "array[1, 1]",
+        "owners": "array[1, 1]::bigint[]",
+        "statuses": "array[2, 0]::smallint[]",
+        "delays_s": "array[null, 1]::float8[]",
+        "finals": "array['0', null]::interval[]",
+        "attempts_back": "array[0, 1]::smallint[]",
+        "reasons": "array[null, null]::text[]",
+        "errors": "array[null, 'x']::text[]",
+    },
+    "settle_ok": {"ids": "array[5, 6]::bigint[]", "runs": "array[1, 1]", "owner": "1"},
+    "get": {"id": "5"},
+    "rescue": {"batch": "5000"},
+    "survey": {},
+    "owned": {"owner": "1"},
+    "claim_suspect": {"owner": "1"},
 }
 INDEX = {
     "claim": "task_pending",
@@ -126,12 +138,21 @@ def crowded(postgres: str, template: str) -> Iterator[str]:
         connection.execute(f"drop database {name} with (force)")
 
 
-async def plan_of(connection: Connection, name: str) -> list[dict[str, Any]]:
-    """The nodes of the plan that serves any values."""
+def bound(name: str, **values: object) -> list[object]:
+    """The values in the order of the statement's parameters."""
+    return [values[parameter] for parameter in TASKS[name].parameters]
+
+
+async def explain(connection: Connection, name: str, options: str) -> str:
+    """Explain the plan that serves any values."""
     await connection.execute("set plan_cache_mode = force_generic_plan")
     await connection.execute(f"prepare hot as {TASKS[name].text}")
-    values = f"({HOT[name]})" if HOT[name] else ""
-    text = await connection.fetchval(f"explain (format json) execute hot{values}")
+    values = ", ".join(HOT[name][parameter] for parameter in TASKS[name].parameters)
+    return await connection.fetchval(f"explain ({options}) execute hot" + (f"({values})" if values else ""))
+
+
+async def plan_of(connection: Connection, name: str) -> list[dict[str, Any]]:
+    text = await explain(connection, name, "format json")
     nodes: list[dict[str, Any]] = []
 
     def walk(node: dict[str, Any]) -> None:
@@ -184,13 +205,10 @@ async def test_plan_reads_few_pages_when_many_wait(crowded: str, name: str):
     connection = await asyncpg.connect(crowded)
     try:
         await register(connection)
-        await connection.execute("set plan_cache_mode = force_generic_plan")
-        await connection.execute(f"prepare hot as {TASKS[name].text}")
-        values = f"({HOT[name]})" if HOT[name] else ""
-        rollback = connection.transaction()
-        await rollback.start()
-        text = await connection.fetchval(f"explain (analyze, buffers, format json) execute hot{values}")
-        await rollback.rollback()
+        transaction = connection.transaction()
+        await transaction.start()
+        text = await explain(connection, name, "analyze, buffers, format json")
+        await transaction.rollback()
     finally:
         await connection.close()
 
@@ -253,7 +271,9 @@ async def test_task_costs_few_commits_when_many_submit(connection: Connection, s
             group.create_task(submit())
 
     async def counted() -> bool:  # a server process reports its commits when it ends
-        return not await connection.fetchval("select count(*) from pg_stat_activity where application_name like 'taskq%'")
+        return not await connection.fetchval(
+            "select count(*) from pg_stat_activity where application_name like 'taskq%'"
+        )
 
     await eventually(counted)
     await connection.execute("select pg_stat_clear_snapshot()")
@@ -287,7 +307,9 @@ async def claim_pages(connection: Connection, owner: int, low: datetime) -> int:
     transaction = connection.transaction()
     await transaction.start()
     prepared = await connection.prepare("explain (analyze, buffers, format json) " + TASKS["claim"].text)
-    text = await prepared.fetchval(["default"], [0], [low], 100, owner)
+    text = await prepared.fetchval(
+        *bound("claim", queues=["default"], priorities=[0], lows=[low], slots=100, owner=owner)
+    )
     await transaction.rollback()
     return pages(text)
 
@@ -304,7 +326,6 @@ async def test_claim_takes_at_most_its_slots_whatever_the_plan(connection: Conne
         " select nextval('taskq.task_id'), 'work', '{}', 'q' || n % 3, n % 2, now() - n * interval '1 s'"
         " from generate_series(1, 125) n"
     )
-    claim: Statement = TASKS["claim"]
 
     for _ in range(25):
         for switch in SWITCHES:
@@ -318,9 +339,15 @@ async def test_claim_takes_at_most_its_slots_whatever_the_plan(connection: Conne
         lanes = dice.sample([(f"q{q}", p) for q in range(4) for p in range(2)], 4)
         transaction = connection.transaction()
         await transaction.start()
-        rows = await connection.fetch(
-            claim.text, [q for q, _ in lanes], [p for _, p in lanes], [EARLIEST] * 4, slots, owner
+        values = bound(
+            "claim",
+            queues=[queue for queue, _ in lanes],
+            priorities=[priority for _, priority in lanes],
+            lows=[EARLIEST] * 4,
+            slots=slots,
+            owner=owner,
         )
+        rows = await connection.fetch(TASKS["claim"].text, *values)
         await transaction.rollback()
 
         assert len(rows) <= slots, (seed, slots, pretended)

@@ -1,0 +1,141 @@
+"""A real Postfix: real replies, and the bytes that really arrive."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from postfix import Postfix, running_postfix
+
+from taskq.errors import Snooze, TaskError
+from taskq.kinds.email import Email, EmailPayload
+from taskq.mail.address import parse_address
+from taskq.mail.breaker import Breaker
+from taskq.mail.compose import Draft, compose
+from taskq.mail.relay import Relay
+from taskq.mail.server import parse_server
+from taskq.task import Context
+
+SENDER = "taskq@ok.test"
+
+
+@pytest.fixture(scope="module")
+def postfix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postfix]:
+    with running_postfix(tmp_path_factory.mktemp("postfix")) as server:
+        yield server
+
+
+def context() -> Context:
+    return Context(1, 1, 10, uuid4(), datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC))
+
+
+def composed(payload: EmailPayload, run: Context) -> bytes:
+    sender, recipient = parse_address(SENDER), parse_address(payload.to)
+    return compose(Draft(sender, recipient, payload.subject, payload.body, run.uid, run.created_at))
+
+
+def as_sent(delivered: bytes) -> bytes:
+    """Undo what a final delivery does: trace headers in front (RFC 5321 §4.4), local line ends."""
+    _, begin, rest = delivered.partition(b"\nFrom: ")
+    return (begin[1:] + rest).replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("subject", "body"),
+    [
+        ("plain", "one line"),
+        ("dots", ".\n..\n.leading\nend."),
+        ("Grüße aus Köln " * 20, "Zeile mit ä und =\n" * 30),
+        ("Привет", "Привет, мир\n" * 200),
+        ("large", ("y" * 70 + "\n") * 8_000),
+        ("one long line", "x" * 5_000),
+        ("", ""),
+    ],
+)
+async def test_postfix_delivers_the_composed_bytes(postfix: Postfix, subject: str, body: str) -> None:
+    before = len(postfix.delivered(0))
+    relay = Relay(parse_server(postfix.url))
+    run = context()
+    payload = EmailPayload(to="ada@ok.test", subject=subject, body=body)
+
+    await Email(relay, SENDER)(payload, run)
+    await relay.close()
+
+    assert as_sent(postfix.delivered(before + 1)[-1]) == composed(payload, run)
+
+
+async def test_postfix_delivers_to_an_international_address(postfix: Postfix) -> None:
+    before = len(postfix.delivered(0))
+    relay = Relay(parse_server(postfix.url))
+    run = context()
+    payload = EmailPayload(to="grüße@ok.test", subject="hi", body="text")
+
+    await Email(relay, SENDER)(payload, run)
+    await relay.close()
+
+    assert as_sent(postfix.delivered(before + 1)[-1]) == composed(payload, run)
+
+
+async def test_postfix_puts_off_and_refuses_in_its_own_words(postfix: Postfix) -> None:
+    relay = Relay(parse_server(postfix.url))
+    email = Email(relay, SENDER)
+
+    with pytest.raises(TaskError, match=r"450 4\.2\.0 .*come back later") as later:
+        await email(EmailPayload(to="later@ok.test", subject="", body=""), context())
+    with pytest.raises(TaskError, match=r"550 5\.1\.1 .*this mailbox is gone") as gone:
+        await email(EmailPayload(to="gone@ok.test", subject="", body=""), context())
+    with pytest.raises(TaskError, match="554 5.7.1") as outside:
+        await email(EmailPayload(to="ada@outside.test", subject="", body=""), context())
+    await email(EmailPayload(to="ada@ok.test", subject="", body=""), context())
+    opened = relay._pool.connections
+    await relay.close()
+
+    assert later.value.retryable
+    assert not gone.value.retryable
+    assert gone.value.reason == "permanent"
+    assert not outside.value.retryable
+    assert opened == 1  # refusals don't cost the connection
+
+
+async def test_postfix_refuses_a_mail_above_its_size(postfix: Postfix) -> None:
+    relay = Relay(parse_server(postfix.url))
+
+    with pytest.raises(TaskError, match="552") as caught:
+        await Email(relay, SENDER)(EmailPayload(to="ada@ok.test", subject="", body="ä" * 900_000), context())
+    await relay.close()
+
+    assert not caught.value.retryable
+
+
+async def test_postfix_receipt_names_the_mail(postfix: Postfix, caplog: pytest.LogCaptureFixture) -> None:
+    from contextlib import nullcontext
+
+    from taskq.mail.envelope import Envelope
+
+    relay = Relay(parse_server(postfix.url))
+    message = composed(EmailPayload(to="ada@ok.test", subject="", body=""), context())
+
+    receipt = await relay.send(Envelope(SENDER, "ada@ok.test", message, False, 1), nullcontext)
+    await relay.close()
+
+    assert receipt.code == 250
+    assert receipt.remote_id
+    assert f"{receipt.remote_id}: " in postfix.log()
+
+
+async def test_postfix_restarts_and_mail_flows_again(postfix: Postfix) -> None:
+    relay = Relay(parse_server(postfix.url), breaker=Breaker(floor_s=0.01, cap_s=0.01))
+    email = Email(relay, SENDER)
+    payload = EmailPayload(to="ada@ok.test", subject="", body="")
+    await email(payload, context())
+
+    postfix.stop()
+    with pytest.raises(Snooze):
+        await email(payload, context())
+    postfix.start()
+    before = len(postfix.delivered(0))
+    await email(payload, context())
+    await relay.close()
+
+    assert len(postfix.delivered(before + 1)) == before + 1
