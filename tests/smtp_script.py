@@ -186,7 +186,10 @@ class _Session:
             verb = command.split(" ")[0].lower()
             if verb == "starttls":
                 await self.act("starttls")
-                assert self.server.starttls
+                if self.server.starttls is None:  # promises TLS and then speaks none
+                    await self.reader.read(1)
+                    self.writer.write(b"250 this is no TLS record\r\n")
+                    return
                 await self.writer.start_tls(self.server.starttls)
                 continue
             if verb == "mail":

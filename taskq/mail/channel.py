@@ -76,7 +76,8 @@ class Channel(asyncio.Protocol):
         self._writing_paused = False
         self._retiring = False
         self.closed: asyncio.Future[None] = self._loop.create_future()
-        transport.set_write_buffer_limits(high=0)  # so that resumed writing means: nothing is left to write
+        # So that resumed writing means: nothing is left to write.  Not 0, at which TLS transports never resume.
+        transport.set_write_buffer_limits(high=1, low=0)
         transport.set_protocol(self)
 
     @property

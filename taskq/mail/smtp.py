@@ -15,6 +15,7 @@ entered through the caller's `span`, waits as long as RFC 5321 §4.5.3.2.6 asks,
 import asyncio
 import re
 import ssl
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Self
 
@@ -115,7 +116,7 @@ class Connection:
             hostname=server.host,
             port=server.port,
             local_hostname=name,
-            timeout=limits.hello_s,
+            timeout=None,  # see `_step`
             use_tls=server.tls is Tls.IMPLICIT,
             start_tls=False,  # the default would go on in plaintext where STARTTLS is not offered
             tls_context=tls,
@@ -243,30 +244,29 @@ class Connection:
 
 async def _set_up(client: aiosmtplib.SMTP, server: Server, limits: TimeLimits) -> None:
     """Take a client from nothing to ready, naming the phase of whatever goes wrong."""
-    asyncio_task = asyncio.current_task()
-    cancels = asyncio_task.cancelling() if asyncio_task else 0
-    phase = Phase.CONNECT
+    await _step(Phase.CONNECT, client.connect(), limits.connect_s)
+    await _step(Phase.EHLO, client.ehlo(), limits.hello_s)
+    if server.tls is Tls.STARTTLS:
+        if not client.supports_extension("starttls"):
+            text = "the server does not offer STARTTLS: see its port, or use smtps://"
+            raise SmtpFailure(Phase.TLS, Event.MISSING, text)
+        await _step(Phase.TLS, client.starttls(), limits.hello_s)
+        await _step(Phase.EHLO, client.ehlo(), limits.hello_s)  # RFC 3207 §4.2: the offer before TLS is forgotten
+    if server.user:
+        await _step(Phase.AUTH, _log_in(client, server), limits.hello_s)
+
+
+async def _step(phase: Phase, step: Awaitable[object], limit_s: float) -> None:
+    """Await one step of setting up.
+
+    The limit is ours and aiosmtplib's is off: Python 3.11's `wait_for`, which it would use, loses a
+    cancellation that comes together with the result.
+    """
     try:
-        await client.connect(timeout=limits.connect_s)
-        phase = Phase.EHLO
-        await client.ehlo()
-        if server.tls is Tls.STARTTLS:
-            phase = Phase.TLS
-            if not client.supports_extension("starttls"):
-                raise SmtpFailure(
-                    phase, Event.MISSING, "the server does not offer STARTTLS: see its port, or use smtps://"
-                )
-            await client.starttls()
-            phase = Phase.EHLO
-            await client.ehlo()  # RFC 3207 §4.2: what was offered before TLS is forgotten
-        if server.user:
-            phase = Phase.AUTH
-            await _log_in(client, server)
+        async with asyncio.timeout(limit_s):
+            await step
     except (aiosmtplib.SMTPException, OSError) as error:
-        raise _set_up_failure(phase, error) from error
-    # Python 3.11's wait_for, which aiosmtplib uses, loses a cancellation that meets a result.
-    if asyncio_task and asyncio_task.cancelling() > cancels:
-        raise asyncio.CancelledError
+        raise _set_up_failure(phase, error, limit_s) from error
 
 
 async def _log_in(client: aiosmtplib.SMTP, server: Server) -> None:
@@ -280,7 +280,7 @@ async def _log_in(client: aiosmtplib.SMTP, server: Server) -> None:
         raise SmtpFailure(Phase.AUTH, Event.MISSING, f"the server offers neither AUTH PLAIN nor LOGIN, but {offered}")
 
 
-def _set_up_failure(phase: Phase, error: Exception) -> SmtpFailure:
+def _set_up_failure(phase: Phase, error: Exception, limit_s: float) -> SmtpFailure:
     """Translate what aiosmtplib raises, which names the phase but not the cause, into the cause."""
     cause = error.__cause__ if isinstance(error, aiosmtplib.SMTPConnectError) and error.__cause__ else error
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
@@ -288,8 +288,9 @@ def _set_up_failure(phase: Phase, error: Exception) -> SmtpFailure:
     if isinstance(error, aiosmtplib.SMTPResponseException):
         reply = Reply.of(error.code, error.message)
         return _refusal(phase, reply)
-    event = Event.HUNG if isinstance(error, TimeoutError) else Event.LOST
-    return SmtpFailure(phase, event, str(error))
+    if isinstance(error, TimeoutError):
+        return SmtpFailure(phase, Event.HUNG, f"no answer within {limit_s:g} s")
+    return SmtpFailure(phase, Event.LOST, str(error))
 
 
 def _is_refusal(code: int) -> bool:

@@ -1,6 +1,7 @@
 """A real Postfix: real replies, and the bytes that really arrive."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
@@ -13,9 +14,10 @@ from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_address
 from taskq.mail.breaker import Breaker
 from taskq.mail.compose import Draft, compose
+from taskq.mail.envelope import Envelope
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.task import Context
+from taskq.task import Context, Run
 
 SENDER = "taskq@ok.test"
 
@@ -27,7 +29,8 @@ def postfix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postfix]:
 
 
 def context() -> Context:
-    return Context(1, 1, 10, uuid4(), datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC))
+    created_at = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
+    return Context(Run(1, 1, 1, "email", 1, 10, created_at, ""), uuid4())
 
 
 def composed(payload: EmailPayload, run: Context) -> bytes:
@@ -108,11 +111,7 @@ async def test_postfix_refuses_a_mail_above_its_size(postfix: Postfix) -> None:
     assert not caught.value.retryable
 
 
-async def test_postfix_receipt_names_the_mail(postfix: Postfix, caplog: pytest.LogCaptureFixture) -> None:
-    from contextlib import nullcontext
-
-    from taskq.mail.envelope import Envelope
-
+async def test_postfix_receipt_names_the_mail(postfix: Postfix) -> None:
     relay = Relay(parse_server(postfix.url))
     message = composed(EmailPayload(to="ada@ok.test", subject="", body=""), context())
 

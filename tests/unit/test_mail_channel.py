@@ -22,7 +22,7 @@ class FakeTransport(asyncio.Transport):
         self.protocol = protocol
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        assert high == 0
+        assert (high, low) == (1, 0)
 
     def write(self, data: object) -> None:
         assert isinstance(data, bytes)
