@@ -27,6 +27,10 @@ Row = Sequence[Any]
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 CONFLICT_TRIES_MAX = 3  # of a statement that lost a deadlock; PostgreSQL rolled it back whole
+PLANNER = {
+    "jit": "off",  # compiling costs more than any of our statements runs
+    "enable_seqscan": "off",  # a plan cached while the table was tiny must not scan it when it has grown
+}
 
 _CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
@@ -137,7 +141,7 @@ class Session:
                 timeout=CONNECT_TIMEOUT_S,
                 statement_cache_size=0 if self._pooled else 100,
                 max_cached_statement_lifetime=0,
-                server_settings={} if self._pooled else {"application_name": self._name, "jit": "off"},
+                server_settings={} if self._pooled else {"application_name": self._name} | PLANNER,
             )
         except (*_ZOO, ValueError) as error:
             raise StoreUnavailable(f"PostgreSQL can't be reached ({type(error).__name__}: {error})") from error

@@ -46,7 +46,7 @@ virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
 virtual_minimum_uid = 1
 smtpd_relay_restrictions = reject_unauth_destination
-smtpd_recipient_restrictions = check_recipient_access inline:{{ {{later@ok.test = 450 4.2.0 come back later}} {{gone@ok.test = 550 5.1.1 this mailbox is gone}} }}, permit_mynetworks, reject
+smtpd_recipient_restrictions = check_recipient_access regexp:{folder}/recipients, permit_mynetworks, reject
 smtputf8_enable = yes
 smtpd_tls_security_level = none
 local_recipient_maps =
@@ -56,6 +56,11 @@ notify_classes =
 bounce_queue_lifetime = 0
 message_size_limit = 1000000
 in_flow_delay = 0
+"""
+
+RECIPIENTS = """\
+/^later@ok\\.test$/ 450 4.2.0 come back later
+/^gone@ok\\.test$/ 550 5.1.1 this mailbox is gone
 """
 
 MASTER = """\
@@ -151,6 +156,7 @@ class Postfix:
         values = {"folder": self._folder, "daemons": daemons, "uid": nobody.pw_uid, "gid": nobody.pw_gid}
         (self._config / "main.cf").write_text(MAIN.format(**values))
         (self._config / "master.cf").write_text(MASTER.format(port=self.port))
+        (self._folder / "recipients").write_text(RECIPIENTS)
         (self._folder / "mailboxes").write_text("/@ok\\.test$/ box/\n")
 
 

@@ -89,6 +89,7 @@ MATRIX: list[tuple[str, Action, str]] = [
     ("ehlo", "421 4.3.2 busy", "S"),
     ("ehlo", "550 who are you", "S"),
     ("ehlo", Drop(), "S"),
+    ("ehlo", Drop("250 script.test"), "S"),
     ("ehlo", Reset(), "S"),
     ("ehlo", Hang(), "S"),
     ("ehlo", b"what?\r\n", "S"),
@@ -457,7 +458,7 @@ async def test_an_address_that_was_not_checked_is_never_sent(recipient: str) -> 
     """Trap 4: aiosmtplib would repair it silently."""
     async with scripted() as server:
         relay = relay_of(server)
-        with pytest.raises(ValueError, match="mail.address"):
+        with pytest.raises(ValueError, match=r"mail\.address"):
             await relay.send(Envelope("a@x.test", recipient, b"m\r\n", False, 7), nullcontext)
         assert await outcome(relay) is None
         await relay.close()
@@ -514,6 +515,22 @@ async def test_a_relay_that_comes_back_is_used_again(caplog: pytest.LogCaptureFi
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("relay_unavailable")
     assert messages[-1] == "relay_available"
+
+
+async def test_mails_that_fail_together_are_one_failure_of_the_relay(caplog: pytest.LogCaptureFixture) -> None:
+    gate = asyncio.Event()
+    async with scripted({"mail": Hold(gate, "421 4.3.2 shutting down")}) as server:
+        relay = relay_of(server)
+        async with asyncio.TaskGroup() as group:
+            sending = [group.create_task(outcome(relay)) for _ in range(5)]
+            await server.reached("mail", 5)
+            gate.set()
+        await relay.close()
+
+    delays = [task.result().delay_s for task in sending if isinstance(task.result(), Snooze)]
+    assert len(delays) == 5
+    assert max(delays) < 2.5  # the first opening of 1 s, and its spread
+    assert len([record for record in caplog.records if record.name == "taskq.mail"]) == 1
 
 
 async def test_a_hang_up_on_one_mail_does_not_shut_the_relay() -> None:

@@ -60,7 +60,7 @@ async def test_a_fast_relay_takes_every_mail_over_few_connections(options: tuple
             for number in range(2_000):
                 group.create_task(email(PAYLOAD, context(number)))
 
-        assert relay._pool.connections == 10
+        assert relay._pool.connections <= 10
 
 
 @pytest.mark.parametrize(

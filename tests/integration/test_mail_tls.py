@@ -101,7 +101,7 @@ def test_a_verified_connection_delivers_small_and_large_mails(certify: Certify, 
 
 
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_a_connection_cut_in_the_upload_is_unambiguous_on_every_loop(certify: Certify, runner: Runner) -> None:
+def test_a_connection_cut_in_the_upload_is_unambiguous_on_every_loop(runner: Runner) -> None:
     async def run() -> None:
         async with scripted({"body": Drop()}, extensions=("PIPELINING",)) as server:
             relay = relay_of(server, "smtp", user="")
@@ -152,7 +152,7 @@ async def test_a_relay_without_starttls_gets_neither_password_nor_mail() -> None
     ("action", "slow"),
     [("454 4.7.0 not now", False), ("502 5.5.1 what", True), (Drop(), False), (Hang(), False), ("220 go", True)],
 )
-async def test_a_failing_starttls_snoozes(certify: Certify, action: Action, slow: bool) -> None:
+async def test_a_failing_starttls_snoozes(certify: Certify, action: Action, *, slow: bool) -> None:
     ca, context = certify("IP:127.0.0.1")
     async with scripted({"starttls": action}, extensions=EXTENSIONS, starttls=context) as server:
         if action == "220 go":  # says yes, and then speaks no TLS

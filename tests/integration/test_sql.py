@@ -146,6 +146,7 @@ def bound(name: str, **values: object) -> list[object]:
 async def explain(connection: Connection, name: str, options: str) -> str:
     """Explain the plan that serves any values."""
     await connection.execute("set plan_cache_mode = force_generic_plan")
+    await connection.execute("set enable_seqscan = off")  # as every session of the process
     await connection.execute(f"prepare hot as {TASKS[name].text}")
     values = ", ".join(HOT[name][parameter] for parameter in TASKS[name].parameters)
     return await connection.fetchval(f"explain ({options}) execute hot" + (f"({values})" if values else ""))

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
 
 import pytest
 from hypothesis import given
@@ -36,8 +36,8 @@ class FakeTransport(asyncio.Transport):
 
 
 @pytest.fixture
-async def channel() -> AsyncIterator[Channel]:
-    yield Channel(FakeTransport())
+async def channel() -> Channel:
+    return Channel(FakeTransport())
 
 
 def transport(channel: Channel) -> FakeTransport:
@@ -262,5 +262,5 @@ async def test_channel_reads_the_same_however_the_stream_is_cut(octets: bytes, c
             return [*seen, broken.event, str(broken)]
 
     edges = sorted({0, len(octets), *(min(cut, len(octets)) for cut in cuts)})
-    parts = [octets[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [octets[a:b] for a, b in itertools.pairwise(edges)]
     assert await read(parts) == await read([octets])

@@ -114,7 +114,7 @@ def rows() -> list[tuple[str, str, str, str]]:
 @pytest.mark.parametrize(("where", "text", "reused", "expected"), rows())
 def test_classify_gives_each_row_its_verdict(where: str, text: str, reused: str, expected: str) -> None:
     phase, code = where.split()
-    enhanced = text.split(" ")[0] if text[:1].isdigit() and text[1:2] == "." else ""
+    enhanced = text.split(" ", maxsplit=1)[0] if text[:1].isdigit() and text[1:2] == "." else ""
 
     verdict = classify(PHASES[phase], EVENTS.get(code) or int(code), enhanced, text, reused == "reused")
 
@@ -126,8 +126,14 @@ def test_classify_gives_each_row_its_verdict(where: str, text: str, reused: str,
 codes = st.sampled_from([*Event]) | st.integers(200, 599)
 
 
-@given(st.sampled_from(Phase), codes, st.sampled_from(["", "4.7.1", "5.1.1"]), st.text(max_size=40), st.booleans())
-def test_classify_keeps_its_promises(phase: Phase, code: int, enhanced: str, text: str, reused: bool) -> None:
+@given(
+    phase=st.sampled_from(Phase),
+    code=codes,
+    enhanced=st.sampled_from(["", "4.7.1", "5.1.1"]),
+    text=st.text(max_size=40),
+    reused=st.booleans(),
+)
+def test_classify_keeps_its_promises(phase: Phase, code: int, enhanced: str, text: str, *, reused: bool) -> None:
     verdict = classify(phase, code, enhanced, text, reused)
 
     if verdict.ruling is Ruling.ACCEPTED:

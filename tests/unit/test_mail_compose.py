@@ -18,7 +18,8 @@ lines = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), inclu
 subjects = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=998)
 ascii_subjects = st.text(st.sampled_from("abc =?.ZQ"), max_size=998)
 bodies = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=3_000)
-wide_bodies = st.builds("\n".join, st.lists(lines | st.text("=.ä x", max_size=1_200), max_size=6))
+line_ends = st.text(st.sampled_from("a.\r\n ä"), max_size=60)
+wide_bodies = line_ends | st.builds("\n".join, st.lists(lines | st.text("=.ä x", max_size=1_200), max_size=6))
 
 
 def draft(subject: str = "Hello", body: str = "text", **changes: object) -> Draft:

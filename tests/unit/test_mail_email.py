@@ -1,4 +1,3 @@
-import asyncio
 import json
 import uuid
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +8,10 @@ from pydantic import ValidationError
 
 from taskq.errors import ConfigError, Snooze, StoreUnavailable
 from taskq.kinds.email import Email, EmailPayload
-from taskq.mail import inbox
+from taskq.mail.address import parse_address
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.inbox import CapturedMail, Inbox
-from taskq.mail.address import parse_address
 from taskq.mail.relay import Relay, transport_from_url
 from taskq.task import Context, Run
 
@@ -147,7 +145,7 @@ async def test_handler_sends_the_same_bytes_on_every_attempt() -> None:
         ("taskq@example.com", "ada@faß.de", False),
     ],
 )
-async def test_handler_asks_for_smtputf8_only_for_local_parts(sender: str, recipient: str, smtputf8: bool) -> None:
+async def test_handler_asks_for_smtputf8_only_for_local_parts(sender: str, recipient: str, *, smtputf8: bool) -> None:
     transport = Recorder()
 
     await Email(transport, sender)(EmailPayload(to=recipient, subject="", body=""), context())
@@ -166,7 +164,7 @@ async def test_handler_gives_the_span_of_its_own_run() -> None:
 
 
 def test_handler_refuses_a_sender_that_is_no_address() -> None:
-    with pytest.raises(ConfigError, match="TASKQ_MAIL_FROM.*contains 0 @ signs"):
+    with pytest.raises(ConfigError, match=r"TASKQ_MAIL_FROM.*contains 0 @ signs"):
         Email(Recorder(), "nobody")
 
 
@@ -187,7 +185,7 @@ async def test_transport_is_the_inbox_when_no_relay_is_named(url: str) -> None:
 
 
 async def test_transport_is_a_relay_for_its_url() -> None:
-    async def capture(mail: CapturedMail) -> None: ...
+    async def capture(_mail: CapturedMail) -> None: ...
 
     transport = transport_from_url("smtps://user:topsecret@relay.example.com", capture)
 
@@ -197,14 +195,14 @@ async def test_transport_is_a_relay_for_its_url() -> None:
 
 
 async def test_transport_names_a_ca_file_that_cannot_be_read() -> None:
-    async def capture(mail: CapturedMail) -> None: ...
+    async def capture(_mail: CapturedMail) -> None: ...
 
-    with pytest.raises(ConfigError, match="missing.pem"):
+    with pytest.raises(ConfigError, match=r"missing\.pem"):
         transport_from_url("smtps://relay.example.com?ca=missing.pem", capture)
 
 
 async def test_inbox_snoozes_when_the_database_cannot_be_reached() -> None:
-    async def capture(mail: CapturedMail) -> None:
+    async def capture(_mail: CapturedMail) -> None:
         raise StoreUnavailable("the connection broke")
 
     with pytest.raises(Snooze, match="the connection broke") as caught:

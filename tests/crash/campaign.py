@@ -1,0 +1,410 @@
+"""The campaign: a durable cluster, instances of `run.py`, a sink, load that takes notes, and murder.
+
+Everything is a process or a thread of our own; what is killed is killed by its process id.  Every
+wait has a bound.  Randomness comes from one seed, so that the same faults come in the same order.
+"""
+
+import http.client
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import psycopg
+from checker import Report, check
+
+from taskq.postgres import EmbeddedPostgres
+
+HERE = Path(__file__).parent
+PROGRAM = HERE.parents[1] / "run.py"
+SCALE = max(1.0, float(os.environ.get("TASKQ_CRASH_SECONDS") or 0) / 150)
+"""How much longer than the short form: TASKQ_CRASH_SECONDS over the 150 s of the short form."""
+
+SHORT_LIVES = {"poll_s": 0.2, "sweep_s": 0.5, "beat_s": 0.5, "lease_s": 2, "probe_s": 2}
+"""Settings that make a lost lease show within seconds."""
+
+START_S = 30.0
+REQUEST_S = 20.0
+
+
+def rounds(short: int) -> int:
+    """Return how often to do it: `short` times, more in the long form."""
+    return round(short * SCALE)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+    """Wait for a condition; return the seconds that it took."""
+    began = time.monotonic()
+    never = threading.Event()
+    while not condition():
+        assert time.monotonic() < began + timeout_s, f"not within {timeout_s:g} s: {what}"
+        never.wait(0.01)
+    return time.monotonic() - began
+
+
+def pass_time(seconds: float) -> None:
+    """Let the others work: the length of a phase of a campaign, not a wait for anything."""
+    threading.Event().wait(seconds)
+
+
+class Sink:
+    """The SMTP sink of `sink.py` as a process."""
+
+    def __init__(self, place: Path, *, text_s: float = 0.0, dot_s: float = 0.0) -> None:
+        self.journal = place / "sink.jsonl"
+        delays = ["--text-s", str(text_s), "--dot-s", str(dot_s)]
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "sink.py", self.journal, *delays],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout
+        self.url = f"smtp://127.0.0.1:{self._process.stdout.readline().strip()}"
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class Instance:
+    """One `run.py`: started, killed, frozen, asked to stop, started again."""
+
+    def __init__(self, place: Path, name: str, flags: dict[str, object], environment: dict[str, str]) -> None:
+        self.name = name
+        self.log = place / f"{name}.log"
+        self.url: str | None = None
+        self._said = place / f"{name}.out"
+        self._place = place
+        self._flags = [f"--{flag.replace('_', '-')}={value}" for flag, value in flags.items()]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("TASKQ_")}
+        self._environment = clean | environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, wait: bool = True) -> Self:
+        self.url = None
+        with self._said.open("wb") as said, self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, PROGRAM, *self._flags],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=log,
+                cwd=self._place,
+                env=self._environment,
+            )
+        if wait:
+            self.wait_up()
+        return self
+
+    def wait_up(self) -> None:
+        wait_until(lambda: self._find_url() or not self.alive, START_S, f"{self.name} starts")
+        assert self.url, f"{self.name} ended at its start:\n{self.tail()}"
+
+    def kill(self) -> float:
+        """SIGKILL; return the wall clock just before."""
+        self.url = None
+        at = time.time()
+        if self._process:
+            self._process.kill()
+            self._process.wait(10)
+        return at
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def terminate(self, timeout_s: float = 30.0) -> int:
+        """Ask to stop and wait; return the exit code."""
+        assert self._process
+        self.url = None
+        self._process.terminate()
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float) -> int:
+        assert self._process
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} did not end within {timeout_s:g} s:\n{self.tail()}") from None
+
+    def tail(self) -> str:
+        """Return the end of its log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    def events(self, message: str) -> list[dict[str, Any]]:
+        """Return what it logged under a message."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if message in line and line.startswith("{")]
+        return [event for event in found if event.get("event") == message]
+
+    def _find_url(self) -> bool:
+        if self._said.exists() and (found := re.search(r"HTTP\s+(http://\S+)", self._said.read_text())):
+            self.url = found.group(1)
+        return self.url is not None
+
+
+class History:
+    """What clients were told, one JSON line for each submission."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+        self._turn = threading.Lock()
+        self._numbers = itertools.count(1)
+        self.stored_at: list[float] = []
+        """Monotonic times of the answers 201."""
+
+    def recipient(self) -> str:
+        """Return an address that no other submission has."""
+        return f"n{next(self._numbers)}@example.com"
+
+    def note(self, to: str, outcome: str, **facts: object) -> None:
+        with self._turn:
+            if outcome == "stored":
+                self.stored_at.append(time.monotonic())
+            self._file.write(json.dumps({"at": time.monotonic(), "to": to, "outcome": outcome} | facts) + "\n")
+            self._file.flush()
+
+    def first_stored_after(self, moment: float) -> float:
+        """Wait for the first 201 after a monotonic moment; return the seconds between."""
+        wait_until(lambda: self.stored_at and self.stored_at[-1] > moment, 60, "a submission is stored again")
+        return next(at for at in list(self.stored_at) if at > moment) - moment
+
+
+def post(url: str, document: dict[str, object], history: History) -> int | None:
+    """Submit one task and note what was told; return its id when it was stored."""
+    parts = urlsplit(url)
+    payload = document.get("payload", document)
+    to = str(payload.get("To") or payload["to"]) if isinstance(payload, dict) else ""
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=REQUEST_S)
+    try:
+        connection.connect()
+    except OSError as error:
+        history.note(to, "refused", why=repr(error))  # nothing was sent
+        return None
+    try:
+        connection.request("POST", "/task/", json.dumps(document), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        told = json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        history.note(to, "unknown", why=repr(error))
+        return None
+    finally:
+        connection.close()
+    if response.status == 201:
+        history.note(to, "stored", id=told["id"])
+        return int(told["id"])
+    unknown = told.get("code") == "outcome_unknown"
+    history.note(to, "unknown" if unknown else "refused", why=told.get("code"), status=response.status)
+    return None
+
+
+def mail(to: str, number: int = 0) -> dict[str, object]:
+    return {"To": to, "subject": f"Crash test {number}", "body": f"One of many.\n.\nFor {to}.\n"}
+
+
+class Load:
+    """Threads that submit at random moments, at a given mean rate, to whichever instance is up."""
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        history: History,
+        seed: int,
+        *,
+        rate_per_s: float,
+        document: Callable[[str], dict[str, object]] = mail,
+        threads: int = 6,
+    ) -> None:
+        self._instances = instances
+        self._history = history
+        self._document = document
+        self._pause_s = threads / rate_per_s
+        self._ended = threading.Event()
+        self._turns = itertools.count()
+        self._threads = [threading.Thread(target=self._submit, args=(seed * 100 + n,)) for n in range(threads)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(2 * REQUEST_S)
+
+    def _submit(self, seed: int) -> None:
+        chance = random.Random(seed)
+        while not self._ended.wait(chance.expovariate(1 / self._pause_s)):
+            urls = [url for instance in self._instances if (url := instance.url)]
+            if urls:
+                post(urls[next(self._turns) % len(urls)], self._document(self._history.recipient()), self._history)
+
+
+class Campaign:
+    """One test's world; leaving it ends every process of it."""
+
+    def __init__(self, seed: int, *, text_s: float = 0.0, dot_s: float = 0.0, embedded: bool = False) -> None:
+        """Prepare the world.
+
+        Args:
+            seed: Of everything random.
+            text_s: Seconds that the sink waits before it takes a text.
+            dot_s: Seconds that the sink waits between accepting a mail and saying so.
+            embedded: The first instance starts the cluster; else we do.
+        """
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.place = Path(tempfile.mkdtemp(prefix="taskq-campaign-"))
+        self.place.chmod(0o755)
+        self.history = History(self.place / "history.jsonl")
+        self.effects = self.place / "effects.jsonl"
+        self.sink = Sink(self.place, text_s=text_s, dot_s=dot_s)
+        self.instances: list[Instance] = []
+        self._embedded = embedded
+        self._root = self.place / "data"
+        self._root.mkdir(mode=0o755)
+        self._cluster = EmbeddedPostgres(self._root)
+        self._joined = False
+        if not embedded:
+            self._join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for instance in self.instances:
+                print(f"-- log of {instance.name}\n{instance.tail()}")
+        for instance in self.instances:
+            instance.kill()
+        self.sink.close()
+        self._join()
+        self._cluster.stop()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    @property
+    def dsn(self) -> str:
+        self._join()
+        return self._cluster.dsn
+
+    @property
+    def postmaster(self) -> int:
+        """The process id of the server."""
+        return int((self._root / "pgdata" / "postmaster.pid").read_text().splitlines()[0])
+
+    def instance(self, name: str, **flags: object) -> Instance:
+        """Start an instance with the given settings."""
+        settings: dict[str, object] = {
+            "port": 0,
+            "smtp_url": self.sink.url,
+            "mail_from": "taskq@example.org",
+            "retry_base_s": 0.1,
+            "log_format": "json",
+        }
+        settings |= {"data_dir": self._root} if self._embedded else {"database_url": self.dsn}
+        environment = {"CRASH_JOURNAL": str(self.effects), "PYTHONPATH": str(HERE)}
+        made = Instance(self.place, name, settings | flags, environment)
+        self.instances.append(made)
+        return made.start()
+
+    def load(self, *, rate_per_s: float = 100.0, document: Callable[[str], dict[str, object]] = mail) -> Load:
+        return Load(self.instances, self.history, self.seed, rate_per_s=rate_per_s, document=document)
+
+    def post(self, document: dict[str, object], instance: Instance | None = None) -> int | None:
+        url = (instance or self.instances[0]).url
+        assert url
+        return post(url, document, self.history)
+
+    def enqueue(self, number: int = 1) -> None:
+        """Submit mails the other way, by SQL."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            for _ in range(number):
+                to = self.history.recipient()
+                row = connection.execute(
+                    "select taskq.enqueue('email', jsonb_build_object('to', %s::text, 'subject', 'Crash test', 'body', 'By SQL.'))",
+                    [to],
+                ).fetchone()
+                assert row
+                self.history.note(to, "stored", id=row[0])
+
+    def ask(self, query: str, *values: object) -> list[Any]:
+        with psycopg.connect(self.dsn, autocommit=True, connect_timeout=5) as connection:
+            return connection.execute(query.encode(), values).fetchall()
+
+    def tell(self, statement: str, *values: object) -> int:
+        with psycopg.connect(self.dsn, autocommit=True, connect_timeout=5) as connection:
+            return connection.execute(statement.encode(), values).rowcount
+
+    def seem_elsewhere(self, instance: Instance) -> None:
+        """Let a lease look like that of another machine, so that nobody can tell that its process is dead."""
+        changed = self.tell("update taskq.lease set namespace = 'elsewhere' where pid = %s", instance.pid)
+        assert changed == 1
+
+    def unfinished(self) -> int:
+        with suppress(psycopg.OperationalError):
+            return int(self.ask("select count(*) from taskq.task where status < 2")[0][0])
+        return -1
+
+    def finish(self, title: str, *, timeout_s: float = 30.0, poison: str = "") -> Report:
+        """Wait until every task is final, then let the checker compare."""
+        began = time.monotonic()
+        with suppress(AssertionError):  # what is stuck is the checker's to report
+            wait_until(lambda: self.unfinished() == 0, timeout_s, "every task is final")
+        report = check(self.history.path, self.dsn, [self.sink.journal, self.effects], poison=poison)
+        print(report.table(f"{title} (seed {self.seed}; all final {time.monotonic() - began:.1f} s after the load)"))
+        return report
+
+    def rescue_delays(self, kills: Sequence[float]) -> list[float]:
+        """Return for each lost run the seconds from the latest kill to its rescue."""
+        ended = [row[0] for row in self.ask("select extract(epoch from ended_at)::float8 from taskq.attempt where outcome = 'lost'")]
+        return sorted(at - max(kill for kill in kills if kill <= at) for at in ended)
+
+    def _join(self) -> None:
+        if not self._joined:
+            self._cluster.start()
+            self._joined = True
+
+
+def spread(delays: Sequence[float]) -> str:
+    """Return count, median and maximum for people."""
+    if not delays:
+        return "none"
+    ordered = sorted(delays)
+    return f"{len(ordered)}: p50 {ordered[len(ordered) // 2]:.2f} s, max {ordered[-1]:.2f} s"
+
+
+def every(seconds: float, chance: random.Random, times: int) -> Iterator[int]:
+    """Pass `times` random spans of `seconds` on average."""
+    for number in range(times):
+        pass_time(chance.uniform(0.5, 1.5) * seconds)
+        yield number
