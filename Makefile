@@ -4,14 +4,15 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PYTEST  = $(BIN)/coverage run -m pytest -q
+PYTEST := $(BIN)/coverage run -m pytest -q
+SAY    := printf '\n== %s\n'
 DEBIAN_POSTGRES ?= /usr/lib/postgresql/15/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit crash bench docs build clean step
+.PHONY: help run test check unit crash bench docs build clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,37 +23,37 @@ run: $(VENV)/.run ## the service: http://127.0.0.1:8080, a database of its own, 
 test: $(VENV)/.dev ## every check and test, on every PostgreSQL at hand, with the wheel and the README
 	@rm -f .coverage .coverage.*
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory step SAY="integration and contract tests, embedded PostgreSQL"
+	@$(SAY) "integration and contract tests, embedded PostgreSQL"
 	@$(PYTEST) tests/integration tests/contract
 	@if [ -x $(DEBIAN_POSTGRES)/postgres ]; then \
-	   $(MAKE) --no-print-directory step SAY="the same, $$($(DEBIAN_POSTGRES)/postgres --version)" && \
+	   $(SAY) "the same, $$($(DEBIAN_POSTGRES)/postgres --version)" && \
 	   TASKQ_TEST_PG_BIN=$(DEBIAN_POSTGRES) $(PYTEST) tests/integration tests/contract; \
 	 else \
-	   $(MAKE) --no-print-directory step SAY="SKIPPED: no PostgreSQL 15 in $(DEBIAN_POSTGRES), the oldest supported"; \
+	   $(SAY) "SKIPPED: no PostgreSQL 15 in $(DEBIAN_POSTGRES), the oldest supported"; \
 	 fi
 	@$(MAKE) --no-print-directory crash
 	@if [ -d tests/bench ]; then \
-	   $(MAKE) --no-print-directory step SAY="one short round of every benchmark" && \
+	   $(SAY) "one short round of every benchmark" && \
 	   $(BIN)/python -m pytest -q tests/bench; \
 	 else \
-	   $(MAKE) --no-print-directory step SAY="SKIPPED: no tests/bench"; \
+	   $(SAY) "SKIPPED: no tests/bench"; \
 	 fi
-	@$(MAKE) --no-print-directory step SAY="README and docs, wheel"
+	@$(SAY) "README and docs, wheel"
 	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_wheel.py
-	@$(MAKE) --no-print-directory step SAY="coverage"
+	@$(SAY) "coverage"
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 check: $(VENV)/.dev ## what a change must pass first: format, lint, types, arrows, house rules, unit tests
-	@$(MAKE) --no-print-directory step SAY="format, lint, types, arrows"
+	@$(SAY) "format, lint, types, arrows"
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright && $(BIN)/lint-imports --no-cache
-	@$(MAKE) --no-print-directory step SAY="house rules and unit tests"
+	@$(SAY) "house rules and unit tests"
 	@$(PYTEST) tests/test_tidy.py tests/unit
 
 unit: $(VENV)/.dev ## the unit tests alone
 	@$(BIN)/python -m pytest -q tests/unit
 
 crash: $(VENV)/.dev ## kill processes, cut connections, restart PostgreSQL; nothing may be lost
-	@$(MAKE) --no-print-directory step SAY="crash tests"
+	@$(SAY) "crash tests"
 	@$(PYTEST) tests/crash
 
 bench: $(VENV)/.run ## measure this machine; ARGS=... for one benchmark
@@ -67,9 +68,6 @@ build: $(VENV)/.dev ## the wheel and the source archive, into dist/
 clean: ## remove what these commands made; no data of the service
 	@rm -rf $(VENV) dist build .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
-
-step:
-	@printf '\n== %s\n' "$(SAY)"
 
 # The virtual environment: made once, brought up to date when pyproject.toml changes.
 
