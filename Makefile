@@ -45,7 +45,7 @@ test: $(VENV)/.dev ## every check and test, on every PostgreSQL at hand, with th
 
 check: $(VENV)/.dev ## what a change must pass first: format, lint, types, arrows, house rules, unit tests
 	@$(SAY) "format, lint, types, arrows"
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright && $(BIN)/lint-imports --no-cache
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright --pythonpath $(BIN)/python && $(BIN)/lint-imports --no-cache
 	@$(SAY) "house rules and unit tests"
 	@$(PYTEST) tests/test_tidy.py tests/unit
 

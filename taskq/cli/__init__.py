@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from taskq import __version__
+from taskq.cli.config import config
 from taskq.cli.run import run
 from taskq.errors import ConfigError
 
@@ -38,6 +39,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(config)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -77,7 +77,7 @@ class Sink:
         self.url = f"smtp://127.0.0.1:{self._process.stdout.readline().strip()}"
 
     def close(self) -> None:
-        self._process.communicate()
+        self._process.communicate(timeout=10)
 
 
 class Instance:
@@ -177,17 +177,24 @@ class History:
         self._numbers = itertools.count(1)
         self.stored_at: list[float] = []
         """Monotonic times of the answers 201."""
+        self.refused_at: list[float] = []
+        """Monotonic times of all other answers."""
+        self.latest = ""
+        """The recipient of the latest submission."""
 
     def recipient(self) -> str:
         """Return an address that no other submission has."""
-        return f"n{next(self._numbers)}@example.com"
+        self.latest = f"n{next(self._numbers)}@example.com"
+        return self.latest
 
     def note(self, to: str, outcome: str, **facts: object) -> None:
         with self._turn:
-            if outcome == "stored":
-                self.stored_at.append(time.monotonic())
+            (self.stored_at if outcome == "stored" else self.refused_at).append(time.monotonic())
             self._file.write(json.dumps({"at": time.monotonic(), "to": to, "outcome": outcome} | facts) + "\n")
             self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
     def first_stored_after(self, moment: float) -> float:
         """Wait for the first 201 after a monotonic moment; return the seconds between."""
@@ -308,6 +315,7 @@ class Campaign:
         for instance in self.instances:
             instance.kill()
         self.sink.close()
+        self.history.close()
         self._join()
         self._cluster.stop()
         shutil.rmtree(self.place, ignore_errors=True)
@@ -375,19 +383,62 @@ class Campaign:
             return int(self.ask("select count(*) from taskq.task where status < 2")[0][0])
         return -1
 
-    def finish(self, title: str, *, timeout_s: float = 30.0, poison: str = "") -> Report:
+    def finish(self, title: str, *, timeout_s: float = 30.0, poison: str = "", doomed: str = "") -> Report:
         """Wait until every task is final, then let the checker compare."""
         began = time.monotonic()
         with suppress(AssertionError):  # what is stuck is the checker's to report
             wait_until(lambda: self.unfinished() == 0, timeout_s, "every task is final")
-        report = check(self.history.path, self.dsn, [self.sink.journal, self.effects], poison=poison)
+        report = check(self.history.path, self.dsn, [self.sink.journal, self.effects], poison=poison, doomed=doomed)
         print(report.table(f"{title} (seed {self.seed}; all final {time.monotonic() - began:.1f} s after the load)"))
         return report
 
+    def rescues(self) -> list[float]:
+        """Return when runs were found to be lost, by the wall clock."""
+        return [
+            row[0]
+            for row in self.ask(
+                "select extract(epoch from ended_at)::float8 from taskq.attempt where outcome = 'lost' order by ended_at"
+            )
+        ]
+
     def rescue_delays(self, kills: Sequence[float]) -> list[float]:
         """Return for each lost run the seconds from the latest kill to its rescue."""
-        ended = [row[0] for row in self.ask("select extract(epoch from ended_at)::float8 from taskq.attempt where outcome = 'lost'")]
-        return sorted(at - max(kill for kill in kills if kill <= at) for at in ended)
+        return sorted(at - max(kill for kill in kills if kill <= at) for at in self.rescues())
+
+    def lease_delays(self, kills: Sequence[float]) -> list[float]:
+        """Return for each lost lease the seconds from the kill that ended its last run to the rescue."""
+        lost = self.ask(
+            "select extract(epoch from max(started_at))::float8, extract(epoch from max(ended_at))::float8"
+            " from taskq.attempt where outcome = 'lost' group by owner"
+        )
+        return sorted(ended - min(kill for kill in kills if kill >= started - 0.1) for started, ended in lost)
+
+    def start_delays(self) -> list[float]:
+        """Return for each task, in the order of submission, the seconds until its run began."""
+        return [
+            row[0]
+            for row in self.ask(
+                "select extract(epoch from started_at - created_at)::float8 from taskq.task where run > 0 order by id"
+            )
+        ]
+
+    def backend(self) -> int:
+        """Return the process id of a backend that serves a hot path."""
+        found = self.ask(
+            "select pid from pg_stat_activity where application_name in ('taskq insert', 'taskq claim', 'taskq settle')"
+        )
+        return int(self.chance.choice(sorted(found))[0])
+
+    def cut_listener(self) -> int:
+        """End every session that listens; return their number."""
+        cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'taskq listen'"
+        return sum(row[0] for row in self.ask(cut))
+
+    def wait_refused(self, since: float) -> float:
+        """Wait for the first answer other than 201 after a monotonic moment; return when it came."""
+        refused_at = self.history.refused_at
+        wait_until(lambda: refused_at and refused_at[-1] > since, 20, "a submission is refused")
+        return next(at for at in list(refused_at) if at > since)
 
     def _join(self) -> None:
         if not self._joined:
