@@ -75,7 +75,7 @@ class Dispatcher:
         self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
         self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
         self._known: dict[int, Run] = {}
-        self._running: dict[int, _Execution] = {}
+        self._running: dict[tuple[int, int], _Execution] = {}  # by id and run: a lost run may end beside its successor
         self._group: asyncio.TaskGroup | None = None
         self._backlog = True
         self._births = 0
@@ -85,6 +85,7 @@ class Dispatcher:
         self._reconcile_at = 0.0
         self._surveyed_at = 0.0
         self._idle = asyncio.Event()
+        self._ended = asyncio.Event()
         self.stale = 0
 
     # -- births: slots for the intake
@@ -139,6 +140,7 @@ class Dispatcher:
                 logger.error("outcomes could not be written before the stop", extra={"runs": len(self._settles)})
             writer.cancel()
             watcher.cancel()
+        self._ended.set()
 
     async def _dispatch(self) -> None:
         failures = 0
@@ -234,7 +236,7 @@ class Dispatcher:
         limit_s = kind.timeout_s if kind else UNKNOWN_KIND_TIMEOUT_S
         execution = _Execution(run, kind, self._worker.context(run), time.monotonic() + limit_s)
         self._known[run.id] = run
-        self._running[run.id] = execution
+        self._running[run.id, run.run] = execution
         execution.task = self._group.create_task(self._run_one(execution))
 
     async def _run_one(self, execution: "_Execution") -> None:
@@ -252,7 +254,7 @@ class Dispatcher:
             else:
                 self._settles.add((run, change))
         finally:
-            del self._running[run.id]
+            del self._running[run.id, run.run]
             self._free += 1
         if self._suspect == run.id:
             self._suspect, self._suspects_waiting = None, True
@@ -347,6 +349,7 @@ class Dispatcher:
             await asyncio.wait(self._running_tasks(), timeout=LAST_WAIT_S)
         for task in self._running_tasks():
             task.cancel()  # its outcome stays unknown: the task is rescued as after a crash
+        await self._ended.wait()
 
     async def _until_idle(self, grace_s: float | None, hurry: asyncio.Event) -> None:
         if not self._running:

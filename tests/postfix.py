@@ -118,16 +118,16 @@ class Postfix:
         """Stop it; connections are cut, the queue stays."""
         self._command("stop")
 
-    def delivered(self, count: int) -> list[bytes]:
-        """Wait until so many mails lie in the mailbox and return their files, oldest first."""
+    def delivered(self, marker: bytes) -> bytes:
+        """Wait until the mail that holds `marker` lies in the mailbox and return its file."""
         deadline = time.monotonic() + START_S_MAX
         box = self._folder / "mail" / "box" / "new"
         while True:
-            files = sorted(box.glob("*"), key=lambda file: file.stat().st_mtime_ns) if box.exists() else []
-            if len(files) >= count:
-                return [file.read_bytes() for file in files]
+            for file in box.glob("*"):
+                if marker in (octets := file.read_bytes()):
+                    return octets
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(files)} of {count} mails delivered\n{self.log()}")
+                raise TimeoutError(f"{marker!r} was not delivered\n{self.log()}")
             _give_way()
 
     def log(self) -> str:

@@ -186,7 +186,7 @@ def await_url(program: Program, timeout_s: float = START_S) -> Program:
     while True:
         printed = program.printed
         for line in printed.splitlines():
-            if line.split()[:1] == ["HTTP"] and "try" in printed:
+            if line.split()[:1] == ["HTTP"] and "  mails  " in printed:
                 program.url, program.lines = line.split()[1], printed.splitlines()
                 return program
         assert program.process.poll() is None, program.errors

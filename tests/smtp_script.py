@@ -98,7 +98,8 @@ class ScriptedServer:
         return f"smtp://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        listening = socket.socket()
+        # Named as TCP, because asyncio turns Nagle's algorithm off only then.
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # so that a large upload fills the pipe
         listening.bind(("127.0.0.1", self.port))

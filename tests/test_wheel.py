@@ -38,7 +38,12 @@ def test_wheel_brings_a_command_that_starts(wheel: Path, tmp_path: Path):
     code = "from taskq.migrate import migrations_folder; print(migrations_folder())"
 
     found = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(place)}, cwd=tmp_path, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(place)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
     )
 
     assert Path(found.stdout.strip()) == place / "taskq/migrations"

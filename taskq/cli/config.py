@@ -49,7 +49,7 @@ def markdown() -> str:
         f"| `{name}` | {_code(_default(field))} | {_values(field)} | {field.description} |\n"
         for name, field in Settings.model_fields.items()
     ]
-    return HEAD + "".join(rows).replace("…", "...")
+    return HEAD + "".join(rows)
 
 
 def sample() -> str:

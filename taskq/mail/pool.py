@@ -152,7 +152,7 @@ class Pool:
             if waiter.done() and not waiter.cancelled():
                 self._slots_used -= 1
                 self._grant()
-            else:
+            elif waiter in self._waiters:  # else `_grant` has met it already, and passed it over
                 self._waiters.remove(waiter)
             raise
 

@@ -1,0 +1,136 @@
+"""The whole road with nothing of ours at its end: HTTP, the service as a program, a real Postfix, a maildir.
+
+What is compared with what was composed are the bytes of the file that Postfix delivered; what
+Postfix adds, it adds in front (RFC 5321 §4.4).
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid5
+
+import psycopg
+import pytest
+from conftest import wait_until
+from postfix import Postfix, running_postfix
+from rig import Program, serving
+
+from taskq.mail.address import parse_address
+from taskq.mail.compose import Draft, compose
+
+SENDER = "shop@ok.test"
+CROWD = 500
+WAITING_FOR_A_RETRY = {"status": "pending", "attempt": 1}
+
+
+@pytest.fixture
+def postfix(tmp_path: Path) -> Iterator[Postfix]:
+    folder = tmp_path / "postfix"
+    folder.mkdir()
+    with running_postfix(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def service(postfix: Postfix, database: str, tmp_path: Path) -> Iterator[Program]:
+    environment = {
+        "TASKQ_SMTP_URL": postfix.url,
+        "TASKQ_MAIL_FROM": SENDER,
+        "TASKQ_RETRY_BASE_S": "2",
+        "TASKQ_DURABILITY": "relaxed",  # the tests' server runs without fsync
+    }
+    with serving(tmp_path / "service", "--port", "0", database=database, environment=environment) as program:
+        yield program
+
+
+def submit(service: Program, recipient: str, subject: str = "Hi", body: str = "text") -> int:
+    answer = service.call("POST", "/task/", json.dumps({"To": recipient, "subject": subject, "body": body}).encode())
+    assert answer.status == 201, answer.body
+    return answer.json["id"]
+
+
+def reaches(service: Program, task_id: int, **wanted: object) -> dict[str, object]:
+    """Wait until the task shows these values; return all of it."""
+    wait_until(lambda: wanted.items() <= service.call("GET", f"/task/{task_id}").json.items(), 30)
+    return service.call("GET", f"/task/{task_id}").json
+
+
+def count(database: str, condition: str) -> int:
+    with psycopg.connect(database) as connection:
+        return connection.execute(f"select count(*) from taskq.task where {condition}").fetchall()[0][0]  # noqa: S608 - ours
+
+
+def composed(database: str, task_id: int, recipient: str, subject: str, body: str) -> bytes:
+    """The mail of a task, made again from what its row says."""
+    with psycopg.connect(database) as connection:
+        row = connection.execute(
+            "select i.id, t.created_at from taskq.task t, taskq.installation i where t.id = %s", [task_id]
+        ).fetchall()[0]
+    uid = uuid5(row[0], str(task_id))
+    return compose(Draft(parse_address(SENDER), parse_address(recipient), subject, body, uid, row[1]))
+
+
+@pytest.mark.parametrize(
+    ("subject", "body"),
+    [
+        ("Test Subject", "Test E-Mail Body"),
+        ("Grüße aus Köln " * 10, "Zeile mit ä und =\n.ein Punkt\n.\n" * 30),
+        ("長い件名 " * 20, "本文です。" * 500),
+    ],
+    ids=["plain", "quoted-printable", "base64"],
+)
+def test_mail_arrives_byte_for_byte(service: Program, postfix: Postfix, database: str, subject: str, body: str) -> None:
+    task_id = submit(service, "ada@ok.test", subject, body)
+
+    reaches(service, task_id, status="Ok", attempt=1)
+    delivered = postfix.delivered(1)[0].replace(b"\n", b"\r\n")
+
+    assert delivered.endswith(b"\r\n" + composed(database, task_id, "ada@ok.test", subject, body))
+    assert delivered.startswith(b"Return-Path: <" + SENDER.encode())
+
+
+def test_mail_put_off_is_tried_again_until_it_is_taken(service: Program, postfix: Postfix, tmp_path: Path) -> None:
+    task_id = submit(service, "later@ok.test")
+    waiting = reaches(service, task_id, **WAITING_FOR_A_RETRY)
+
+    postfix.stop()
+    (tmp_path / "postfix" / "recipients").write_text("")
+    postfix.start()
+    ended = reaches(service, task_id, status="Ok")
+
+    assert "450 4.2.0 <later@ok.test>: Recipient address rejected: come back later" in str(waiting["last_error"])
+    assert {each["outcome"] for each in ended["attempts"]} == {"retry"}
+    assert b"To: later@ok.test" in postfix.delivered(1)[0]
+
+
+def test_mail_refused_fails_at_once_with_the_words_of_the_server(service: Program) -> None:
+    task_id = submit(service, "gone@ok.test")
+
+    failed = reaches(service, task_id, status="failed")
+
+    assert failed["reason"] == "permanent"
+    assert failed["attempt"] == 1
+    assert "550 5.1.1 <gone@ok.test>: Recipient address rejected: this mailbox is gone" in str(failed["last_error"])
+
+
+@pytest.mark.timeout(240)
+def test_mails_wait_for_a_relay_that_is_away_and_none_pays_for_it(
+    service: Program, postfix: Postfix, database: str
+) -> None:
+    postfix.stop()
+    with ThreadPoolExecutor(16) as callers:
+        ids = list(callers.map(lambda n: submit(service, "ada@ok.test", f"number {n}"), range(CROWD)))
+
+    wait_until(lambda: count(database, "run >= 1 and status = 0") == CROWD, 60)
+    burnt = count(database, "attempt > 0")
+    postfix.start()
+    wait_until(lambda: count(database, "status = 2") == CROWD, 120)
+    delivered = postfix.delivered(CROWD)
+
+    assert burnt == 0
+    assert count(database, "attempt = 1") == CROWD == len(set(ids))
+    assert sorted(
+        int(found) for each in delivered for found in re.findall(rb"(?m)^Subject: number (\d+)", each)
+    ) == list(range(CROWD))
