@@ -256,9 +256,9 @@ class Dispatcher:
         finally:
             del self._running[run.id, run.run]
             self._free += 1
-        if self._suspect == run.id:
-            self._suspect, self._suspects_waiting = None, True
-            self.wake.now()
+            if self._suspect == run.id:
+                self._suspect, self._suspects_waiting = None, True
+                self.wake.now()
         if self._backlog:
             self.wake.now()
 

@@ -77,7 +77,7 @@ async def put(connection: Connection, name: str = "work", **columns: Any) -> int
     names = ", ".join(values)
     places = ", ".join(f"${n}" for n in range(1, len(values) + 1))
     return await connection.fetchval(
-        f"insert into taskq.task (id, {names}) values (nextval('taskq.task_id'), {places}) returning id",  # noqa: S608
+        f"insert into taskq.task (id, {names}) values (nextval('taskq.task_id'), {places}) returning id",
         *values.values(),
     )
 

@@ -6,7 +6,7 @@ An action is a reply (text, sent with CRLF), raw octets, or one of the failures 
 when the text begins to arrive, `idle` right after the reply to a dot.
 
 The server counts connections and keeps what it accepted, and `reached` lets a test wait for an
-event instead of sleeping.
+event instead of sleeping.  At the end stands what a test needs to send one mail to it.
 """
 
 import asyncio
@@ -17,8 +17,21 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from taskq.errors import Snooze, TaskError
+from taskq.mail.address import parse_address
+from taskq.mail.compose import Draft, compose
+from taskq.mail.envelope import Envelope
+from taskq.mail.relay import Relay
+from taskq.mail.server import parse_server
+from taskq.mail.smtp import TimeLimits
 
 WAIT_S = 10.0
+UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
+PATIENT = TimeLimits(connect_s=5, hello_s=5, command_s=5, body_s=5, dot_s=5)
 
 
 @dataclass(frozen=True)
@@ -264,3 +277,21 @@ async def scripted(
         yield server
     finally:
         await server.stop()
+
+
+def envelope(body: str = "text", recipient: str = "ada@ok.test") -> Envelope:
+    sender, to = parse_address("taskq@example.com"), parse_address(recipient)
+    message = compose(Draft(sender, to, "hi", body, UID, CREATED))
+    return Envelope(str(sender), str(to), message, to.smtputf8, 7)
+
+
+def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT) -> Relay:
+    return Relay(parse_server(server.url), limits=limits)
+
+
+async def outcome(relay: Relay, mail: Envelope | None = None) -> Snooze | TaskError | None:
+    try:
+        await relay.send(mail or envelope(), contextlib.nullcontext)
+    except (Snooze, TaskError) as error:
+        return error
+    return None

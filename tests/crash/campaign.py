@@ -359,7 +359,8 @@ class Campaign:
             for _ in range(number):
                 to = self.history.recipient()
                 row = connection.execute(
-                    "select taskq.enqueue('email', jsonb_build_object('to', %s::text, 'subject', 'Crash test', 'body', 'By SQL.'))",
+                    "select taskq.enqueue('email',"
+                    " jsonb_build_object('to', %s::text, 'subject', 'Crash test', 'body', 'By SQL.'))",
                     [to],
                 ).fetchone()
                 assert row
@@ -397,7 +398,8 @@ class Campaign:
         return [
             row[0]
             for row in self.ask(
-                "select extract(epoch from ended_at)::float8 from taskq.attempt where outcome = 'lost' order by ended_at"
+                "select extract(epoch from ended_at)::float8 from taskq.attempt"
+                " where outcome = 'lost' order by ended_at"
             )
         ]
 

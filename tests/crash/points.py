@@ -82,7 +82,9 @@ def why_impossible() -> str:
     """Return why processes can't be traced here; empty when they can."""
     if not shutil.which("strace"):
         return "strace is not installed"
-    probe = subprocess.run(["strace", "-qq", "-o", "/dev/null", sys.executable, "-c", ""], capture_output=True, check=False)
+    probe = subprocess.run(
+        ["strace", "-qq", "-o", "/dev/null", sys.executable, "-c", ""], capture_output=True, check=False
+    )
     return "" if probe.returncode == 0 else f"processes can't be traced here: {probe.stderr.decode()[:200]}"
 
 

@@ -51,7 +51,7 @@ def test_other_instances_rescue_within_lease_sweep_and_poll() -> None:
         kills: list[float] = []
 
         with campaign.load(rate_per_s=130):
-            for _ in every(1.5, campaign.chance, rounds(5)):
+            for _ in every(1.2, campaign.chance, rounds(4)):
                 victim = campaign.chance.choice(campaign.instances)
                 kills.append(victim.kill())
                 pass_time(campaign.chance.uniform(0.0, 1.5))
@@ -117,13 +117,14 @@ def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
             for _ in every(1.0, campaign.chance, rounds(2)):
                 url, frozen.url = frozen.url, None
                 frozen.freeze()
-                pass_time(2 * SHORT_LIVES["lease_s"])
+                pass_time(SHORT_LIVES["lease_s"] + 2 * SHORT_LIVES["sweep_s"])
                 frozen.thaw()
                 frozen.url = url
-        report = campaign.finish("an instance frozen for twice its lease", timeout_s=40)
+        report = campaign.finish("an instance frozen past its lease", timeout_s=40)
 
         refused = sum(event["runs"] for event in frozen.events("results of superseded runs were discarded"))
         print(f"  stale results refused    {refused}")
+        print(f"  leases lost              {len(frozen.events('our lease was ended by another instance'))}")
         assert frozen.alive
         assert not report.violations
         assert report.runs_lost > 0
@@ -137,7 +138,7 @@ def test_thawed_instance_runs_its_own_rescued_tasks_again() -> None:
         frozen = campaign.instance("frozen", **lives)
         living = campaign.instance("living", **lives)
 
-        for number in range(rounds(2)):
+        for number in range(rounds(1)):
             for instance in (living, frozen):
                 for _ in range(5):
                     campaign.post(errand(campaign.history.recipient(), work_s=5.0), instance)
@@ -157,7 +158,7 @@ def test_thawed_instance_runs_its_own_rescued_tasks_again() -> None:
 
 def test_cut_listener_costs_at_most_the_poll() -> None:
     with Campaign(seed=17) as campaign:
-        campaign.instance("service")
+        campaign.instance("service", probe_s=0.5)
         cuts = 0
 
         for _ in every(0.1, campaign.chance, rounds(60)):
@@ -165,8 +166,7 @@ def test_cut_listener_costs_at_most_the_poll() -> None:
             cuts += campaign.cut_listener()
         wait_until(lambda: campaign.unfinished() == 0, 10, "everything ends")
         during = campaign.start_delays()
-        last = len(during)
-        recovered_s = wait_until(lambda: _starts_soon(campaign, last), 20, "notifications arrive again")
+        recovered_s = wait_until(lambda: _starts_soon(campaign), 20, "notifications arrive again")
         report = campaign.finish(f"the LISTEN connection cut {cuts} times")
 
         print(f"  start delay              {spread(during)}")
@@ -176,11 +176,14 @@ def test_cut_listener_costs_at_most_the_poll() -> None:
         assert max(during) <= 1.0 + 0.5  # the poll and a margin for two busy cores
 
 
-def _starts_soon(campaign: Campaign, since: int) -> bool:
-    campaign.enqueue()
-    wait_until(lambda: campaign.unfinished() == 0, 10, "it ends")
-    delays = campaign.start_delays()
-    return len(delays) > since and delays[-1] < 0.05
+def _starts_soon(campaign: Campaign) -> bool:
+    """Tell whether a task starts sooner than a poll would find it, five times in a row."""
+    for _ in range(5):
+        campaign.enqueue()
+        wait_until(lambda: campaign.unfinished() == 0, 10, "it ends")
+        if campaign.start_delays()[-1] > 0.1:
+            return False
+    return True
 
 
 def test_poison_is_failed_and_innocents_are_not() -> None:
@@ -241,6 +244,25 @@ def test_rolling_restart_loses_nothing_and_burns_no_attempt() -> None:
         assert not report.violations
         assert report.attempts_burnt == report.runs_lost == 0
         assert report.duplicates_explained == report.duplicates_unexplained == 0
+
+
+def test_short_grace_hands_back_and_burns_no_attempt() -> None:
+    """Mails that wait for a connection, or for the relay's leave to send their text, are handed back."""
+    with Campaign(seed=22, text_s=0.2, dot_s=0.2) as campaign:
+        service = campaign.instance("service", grace_s=0.1)
+        stops = rounds(3)
+
+        for _ in range(stops):
+            for _ in range(40):
+                campaign.post(mail(campaign.history.recipient()))
+            _stopped_in(service)
+            service.start()
+        report = campaign.finish(f"{stops} stops with too little grace")
+
+        print(f"  attempts burnt           {report.attempts_burnt}")
+        assert not report.violations
+        assert report.attempts_burnt == report.runs_lost == report.duplicates_explained == 0
+        assert report.runs_handed_back > 0
 
 
 def test_service_stops_when_asked_right_after_its_start() -> None:

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(150 * SCALE)]
 
 QUIET = {"poll_s": 60, "sweep_s": 300, "beat_s": 60, "lease_s": 600, "probe_s": 300}
 POINTS_MAX = 60  # of one system call; the longest path has fewer than half as many
+DUPLICATING_MAX = 3  # the reply to the dot, the settle, and a wake-up of the loop that may fall between them
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +30,11 @@ def _figures(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize(
-    ("path", "warm", "duplicating_max"),
-    [("submit", True, 3), ("claim", True, 3), ("claim", False, 16)],
+    ("path", "warm"),
+    [("submit", True), ("claim", True), ("claim", False)],
     ids=["submit", "claim", "claim-after-start"],
 )
-def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool, duplicating_max: int) -> None:
+def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool) -> None:
     with Campaign(seed=31) as campaign:
         service = campaign.instance("service", **QUIET)
         submit = (lambda: campaign.post(mail(campaign.history.recipient()))) if path == "submit" else campaign.enqueue
@@ -48,10 +49,15 @@ def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool
                     break
                 service.start()
                 wait_until(lambda: campaign.unfinished() == 0, 10, f"recovery after a death before {point}")
+                if not warm:
+                    service.kill()  # what was recovered has opened connections
+                    service.start()
                 points.append((point, _copies(campaign.sink.journal, campaign.history.latest)))
             else:
                 pytest.fail(f"more than {POINTS_MAX} {call}s for one task")
-        report = campaign.finish(f"{path}, {'warm' if warm else 'first task of its process'}: {len(points)} crash points")
+        report = campaign.finish(
+            f"{path}, {'warm' if warm else 'first task of its process'}: {len(points)} crash points"
+        )
 
         duplicating = [point for point, copies in points if copies > 1]
         for point, copies in points:
@@ -59,7 +65,7 @@ def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool
         print(f"  crash points {len(points)}, of which {len(duplicating)} send a mail twice")
         assert not report.violations
         assert len(points) >= 6
-        assert len(duplicating) <= duplicating_max
+        assert len(duplicating) <= DUPLICATING_MAX
 
 
 def _warm_up(campaign: Campaign) -> None:
@@ -69,9 +75,7 @@ def _warm_up(campaign: Campaign) -> None:
     wait_until(lambda: campaign.unfinished() == 0, 10, "the first tasks end")
 
 
-def _die_at(
-    campaign: Campaign, service: Instance, submit: Callable[[], object], call: str, number: int
-) -> str | None:
+def _die_at(campaign: Campaign, service: Instance, submit: Callable[[], object], call: str, number: int) -> str | None:
     """Submit one task to a process that dies before its N-th call; None: it needed fewer."""
     tracer = Tracer(service, call, number, campaign.place / "trace")
     assert tracer.attached, tracer.said

@@ -361,7 +361,15 @@ def test_run_is_written_as_the_store_reads_it():
 
     names = [name.strip() for name in returned]
 
-    assert names == ["id", "run", "kind", "attempt", "max_attempts", "created_at", "payload", "crashes"] + [
+    assert names == [
+        "id",
+        "run",
+        "kind",
+        "attempt",
+        "max_attempts",
+        "created_at",
+        "payload",
+        "crashes",
         "queue",
         "priority",
         "due_at",
