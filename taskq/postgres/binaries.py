@@ -108,7 +108,7 @@ def keep_copy(root: Path, found: Binaries) -> Binaries:
     """
     if found.origin in {"copy", "PATH", "system"} or not prefix_is_whole(found.directory):
         return found
-    noexec = sys.platform == "linux" and os.statvfs(root).f_flag & os.ST_NOEXEC
+    noexec = sys.platform == "linux" and bool(os.statvfs(root).f_flag & os.ST_NOEXEC)
     if noexec or not _SHELL_SPECIAL.isdisjoint(str(root)):
         logger.warning("postgres binaries not copied, root directory is noexec or oddly named dir=%s", root)
         return found

@@ -431,6 +431,13 @@ class Campaign:
         )
         return int(self.chance.choice(sorted(found))[0])
 
+    def answers(self) -> bool:
+        """Tell whether the server lets one log in."""
+        try:
+            return bool(self.ask("select 1"))
+        except psycopg.Error:
+            return False
+
     def cut_listener(self) -> int:
         """End every session that listens; return their number."""
         cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'taskq listen'"

@@ -31,7 +31,7 @@ def test_service_loses_nothing_when_killed_again_and_again() -> None:
         kills: list[float] = []
 
         with campaign.load(rate_per_s=130):
-            for _ in every(1.2, campaign.chance, rounds(7)):
+            for _ in every(1.0, campaign.chance, rounds(6)):
                 kills.append(service.kill())
                 service.start()
         report = campaign.finish(f"{len(kills)} kills of the only process, restarted on the same host")
@@ -89,23 +89,29 @@ def test_server_killed_under_load_costs_503s_and_no_task() -> None:
         service = campaign.instance("service")
         pid = service.pid
         outages: dict[str, list[float]] = {"postmaster": [], "backend": []}
+        resumes: list[float] = []
 
         with campaign.load(rate_per_s=150):
-            for number in every(1.0, campaign.chance, 2 * rounds(3)):
+            for number in every(0.7, campaign.chance, 2 * rounds(2)):
                 victim = "backend" if number % 2 else "postmaster"
                 killed_at = time.monotonic()
                 os.kill(campaign.backend() if victim == "backend" else campaign.postmaster, signal.SIGKILL)
-                campaign.wait_refused(killed_at)
-                outages[victim].append(campaign.history.first_stored_after(campaign.wait_refused(killed_at)))
-        report = campaign.finish(f"{2 * rounds(3)} kills of PostgreSQL", timeout_s=60)
+                refused_at = campaign.wait_refused(killed_at)
+                wait_until(campaign.answers, 60, "PostgreSQL has recovered")
+                answered_at = time.monotonic()
+                stored_at = refused_at + campaign.history.first_stored_after(refused_at)
+                outages[victim].append(stored_at - killed_at)
+                resumes.append(max(0.0, stored_at - answered_at))
+        report = campaign.finish(f"{2 * rounds(2)} kills of PostgreSQL", timeout_s=60)
 
         for victim, seconds in outages.items():
             print(f"  {victim + ' to first 201':<24} {spread(seconds)}")
+        print(f"  recovery to first 201    {spread(resumes)}")
         assert service.alive
         assert service.pid == pid
         assert not report.violations
         assert report.duplicates_explained == report.duplicates_unexplained == 0
-        assert max(outages["postmaster"] + outages["backend"]) <= 5
+        assert max(resumes) <= 3
 
 
 def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
@@ -161,7 +167,7 @@ def test_cut_listener_costs_at_most_the_poll() -> None:
         campaign.instance("service", probe_s=0.5)
         cuts = 0
 
-        for _ in every(0.1, campaign.chance, rounds(60)):
+        for _ in every(0.1, campaign.chance, rounds(40)):
             campaign.enqueue()
             cuts += campaign.cut_listener()
         wait_until(lambda: campaign.unfinished() == 0, 10, "everything ends")
@@ -233,7 +239,7 @@ def test_rolling_restart_loses_nothing_and_burns_no_attempt() -> None:
         took: list[float] = []
 
         with campaign.load(rate_per_s=100):
-            for number in every(0.7, campaign.chance, rounds(6)):
+            for number in every(0.5, campaign.chance, rounds(4)):
                 instance = campaign.instances[number % 2]
                 took.append(_stopped_in(instance))
                 instance.start()
@@ -250,7 +256,7 @@ def test_short_grace_hands_back_and_burns_no_attempt() -> None:
     """Mails that wait for a connection, or for the relay's leave to send their text, are handed back."""
     with Campaign(seed=22, text_s=0.2, dot_s=0.2) as campaign:
         service = campaign.instance("service", grace_s=0.1)
-        stops = rounds(3)
+        stops = rounds(2)
 
         for _ in range(stops):
             for _ in range(40):
