@@ -53,6 +53,18 @@ def make() -> Iterator[Make]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """Copied programs that any account can reach, which may not be true of this clone."""
+    root = Path(tempfile.mkdtemp(prefix="taskq-programs-"))
+    root.chmod(0o755)
+    server = EmbeddedPostgres(root, settings=FAST, initdb_options=["--no-sync"])
+    server.start()
+    server.stop()
+    yield next((root / "bin").rglob("initdb")).parent
+    shutil.rmtree(root)
+
+
 def ask(server: EmbeddedPostgres, query: str) -> str:
     with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
         row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
@@ -81,8 +93,10 @@ def say(program: Path, user: str, server: EmbeddedPostgres) -> str:
         ("long" * 30, True),
     ],
 )
-def test_start_serves_both_drivers_below_an_odd_path(place: Path, make: Make, name: str, *, moved: bool) -> None:
-    server = make(place / name)
+def test_start_serves_both_drivers_below_an_odd_path(
+    place: Path, make: Make, programs: Path, name: str, *, moved: bool
+) -> None:
+    server = make(place / name, bin_dir=programs)
 
     server.start()
 
