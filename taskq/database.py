@@ -33,7 +33,7 @@ PLANNER = {
 }
 
 _CONFLICT = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 _ZOO = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 _BEGIN, _COMMIT, _ROLLBACK = (Statement(word, word, ()) for word in ("begin", "commit", "rollback"))

@@ -77,7 +77,7 @@ class StoreUnavailable(TaskqError):
 
 
 class StoreRefused(TaskqError):
-    """PostgreSQL refused the values of a statement (SQLSTATE class 22 or 23); nothing was written."""
+    """PostgreSQL refused the values of a statement (SQLSTATE class 22, 23 or 54); nothing was written."""
 
 
 class TaskError(TaskqError):

@@ -25,6 +25,8 @@ FUNCTION_LINES_MAX = 60
 ESSAY_LINES_MIN = 3
 
 SHORT_HEADS = {
+    "taskq/bench/kinds.py": "a kind that does nothing",
+    "taskq/bench/producer.py": "three ways to call one function",
     "taskq/__main__.py": "three lines that call main",
     "taskq/kinds/__init__.py": "names a folder; its modules tell",
     "taskq/cli/options.py": "one function, which its name tells",
@@ -35,6 +37,9 @@ SQL_IN_PYTHON = {
     "taskq/migrate.py": "asks yoyo's own tables before our statements are valid",
     "taskq/postgres/server.py": "makes the database that our statements run in",
     "taskq/sweeper.py": "the names of partitions are computed, and a name can't be a parameter",
+}
+FOUND_BY_NAME = {
+    "taskq/bench/child.py": "its jobs stand in a table by the names that the parent sends",
 }
 LOOSE_TASKS = {
     "taskq/dispatcher.py": "two waits that the same function ends in a finally",
@@ -103,22 +108,25 @@ def test_module_opens_with_an_essay(path: Path) -> None:
 
 
 @each(PACKAGE)
-def test_all_is_sorted_and_names_what_is_public(path: Path) -> None:
+def test_all_names_what_is_public(path: Path) -> None:
     tree = tree_of(path)
     listed = [names for node in tree.body if (names := _listed(node)) is not None]
     defined = {
         node.name
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not any(ast.unparse(each).startswith("handler(") for each in node.decorator_list)  # found by its kind
     }
 
     if not defined and not listed:
         return  # a module without functions and classes, such as __main__
 
     assert listed, "__all__ is missing"
-    assert listed[0] == sorted(listed[0])
     missing = defined - set(listed[0])
-    assert not missing or path.name in {"__init__.py", "__main__.py"}, f"public, but not in __all__: {sorted(missing)}"
+    if name_of(path) in FOUND_BY_NAME or path.name == "__init__.py":
+        return
+    assert not missing, f"public, but not in __all__: {sorted(missing)}"
 
 
 def _listed(node: ast.stmt) -> list[str] | None:
@@ -155,7 +163,9 @@ def test_sql_stands_in_sql_files(path: Path) -> None:
 
 
 def test_exceptions_are_still_needed() -> None:
-    assert {*SHORT_HEADS, *SQL_IN_PYTHON, *LOOSE_TASKS, *NAPS} <= {name_of(path) for path in EVERY_PYTHON}
+    assert {*SHORT_HEADS, *SQL_IN_PYTHON, *FOUND_BY_NAME, *LOOSE_TASKS, *NAPS} <= {
+        name_of(path) for path in EVERY_PYTHON
+    }
 
 
 @each(EVERY_PYTHON)

@@ -1,13 +1,23 @@
-"""The wheel holds everything: installed apart from the clone it finds its migrations and statements."""
+"""The wheel holds everything: in an environment of its own, far from the clone, it starts and works."""
 
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import urllib.request
+import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 
 ROOT = Path(__file__).parent.parent
+START_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +26,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hatchling = Path(sys.executable).with_name("hatchling")
     subprocess.run([hatchling, "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short path, which PostgreSQL's own account may pass when root runs this."""
+    folder = Path(tempfile.mkdtemp(prefix="taskq-wheel-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_wheel_holds_every_migration_and_statement(wheel: Path):
@@ -28,22 +47,24 @@ def test_wheel_holds_every_migration_and_statement(wheel: Path):
     assert "taskq/py.typed" in names
 
 
-def test_wheel_brings_a_command_that_starts(wheel: Path, tmp_path: Path):
-    place = tmp_path / "site"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", place, wheel],
-        check=True,
-        capture_output=True,
-    )
-    code = "from taskq.migrate import migrations_folder; print(migrations_folder())"
+@pytest.mark.timeout(300)
+def test_wheel_starts_in_a_fresh_environment(wheel: Path, place: Path):
+    venv.create(place / "venv", with_pip=True)
+    subprocess.run([place / "venv/bin/pip", "install", "--quiet", wheel], check=True, capture_output=True)
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TASKQ_", "COVERAGE_", "PYTHON"))
+    }
 
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(place)},
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-
-    assert Path(found.stdout.strip()) == place / "taskq/migrations"
+    with (place / "printed").open("wb") as out:
+        service = subprocess.Popen(
+            [place / "venv/bin/taskq", "--port", "0", "--data-dir", place / "data"], stdout=out, cwd=place, env=clean
+        )
+    try:
+        wait_until(lambda: service.poll() is not None or "  try  " in (place / "printed").read_text(), START_S)
+        url = re.findall(r"HTTP +(\S+)", (place / "printed").read_text())[0]
+        mail = json.dumps({"To": "example@gmail.com", "subject": "Test Subject", "body": "Test E-Mail Body"}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/task/", data=mail), timeout=10) as answer:  # noqa: S310
+            assert json.load(answer) == {"message": "Task Created", "id": 1}
+    finally:
+        service.terminate()
+        assert service.wait(30) == 0

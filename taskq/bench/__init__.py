@@ -9,3 +9,6 @@ or not all Ok, is no measurement: it fails.
     rounds ──► groups of measures ──► processes ──► child: one job (service, floor, load, drain, …)
        └─► figures: medians, ratios, targets, verdicts
 """
+
+GROUP_NAMES = ("http", "submit", "sql", "drain", "wake", "steady", "start", "million")
+"""The groups of measures; here so that the command line need not load them to know their names."""

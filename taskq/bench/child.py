@@ -10,7 +10,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from pydantic import SecretStr
@@ -75,7 +75,7 @@ async def wake_there(dsn: str, pause_s: float) -> Result:
     return await jobs.wake_there(dsn, pause_s, until)
 
 
-JOBS: dict[str, Callable[..., Awaitable[Result]]] = {
+JOBS: dict[str, Callable[..., Coroutine[Any, Any, Mapping[str, Any]]]] = {
     "serve_hello": serve_hello,
     "serve_insert": serve_insert,
     "serve": serve,
@@ -102,7 +102,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def _say(found: Result) -> None:
+def _say(found: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
 

@@ -5,7 +5,6 @@ Where the submitter must be alone, the parts have the role `api`, in which nothi
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,13 +13,12 @@ from typing import Any
 from pydantic import SecretStr
 
 from taskq import sql
-from taskq.bench.kinds import noop_kind
 from taskq.bench.usage import Meter, memory_peak_mib, percentile
 from taskq.config import Settings
 from taskq.database import Session
-from taskq.kinds.registry import Handler
+from taskq.kinds.registry import Handler, Registry, make_kind
 from taskq.service import Parts, running_parts
-from taskq.task import NewTask
+from taskq.task import NewTask, RetryPolicy
 
 __all__ = ["bench_session", "drain", "read", "steady", "submit", "wake_here", "wake_there"]
 
@@ -31,6 +29,7 @@ POLL_S = 0.005  # between looks whether storage has caught up
 LATE_S = 120.0  # for what is still under way at the end of a measure
 STATEMENT_S = 300.0  # filling a table with a million rows
 WARM_S = 0.5
+TIMEOUT_S = 60.0  # of one run
 
 _SQL = sql.load("bench")
 
@@ -130,21 +129,23 @@ async def steady(dsn: str, callers: int, seconds: float, claimed: bool) -> dict[
 
 async def wake_here(dsn: str, tasks: int, pause_s: float) -> dict[str, float]:
     """Submit to an idle worker in this process; time the span from the call to the handler."""
-    started: dict[int, float] = {}
-    took: list[float] = []
+    session, arrived = bench_session(dsn), asyncio.Event()
+    began, took = 0.0, list[float]()
 
-    async def run(payload: dict[str, Any]) -> None:
-        started[payload["n"]] = time.perf_counter()
+    async def run(_payload: dict[str, Any]) -> None:
+        took.append(time.perf_counter() - began)
+        arrived.set()
 
     async with _parts(dsn, run) as parts:
-        for n in range(tasks):
+        for _ in range(tasks):
             await asyncio.sleep(pause_s)
+            arrived.clear()
             began = time.perf_counter()
-            await parts.intake.submit(NewTask("noop", json.dumps({"n": n})))
-            await asyncio.sleep(pause_s)
-            took.append(started[n] - began)
-        await _until_finished(session := bench_session(dsn))
-        await session.close()
+            await parts.intake.submit(NewTask("noop", '{"n":1}'))
+            async with asyncio.timeout(LATE_S):
+                await arrived.wait()
+        await _until_finished(session)
+    await session.close()
     return _latencies(took) | {"tasks": tasks}
 
 
@@ -182,7 +183,11 @@ async def _nothing(_payload: dict[str, Any]) -> None:
 @asynccontextmanager
 async def _parts(dsn: str, function: Handler, **changes: Any) -> AsyncGenerator[Parts]:
     settings = Settings(database_url=SecretStr(dsn), durability="relaxed", **changes)
-    async with running_parts(settings, dsn, dsn, lambda registry: registry.add(noop_kind(function))) as (parts, _):
+
+    def prepare(registry: Registry) -> None:
+        registry.add(make_kind("noop", function, RetryPolicy(), TIMEOUT_S, max_attempts=1, ack_each=False))
+
+    async with running_parts(settings, dsn, dsn, prepare) as (parts, _):
         yield parts
 
 
@@ -214,7 +219,7 @@ async def _call(callers: int, seconds: float, call: Callable[[], Awaitable[Any]]
 
 async def _until_finished(session: Session) -> None:
     async with asyncio.timeout(LATE_S):
-        while (await session.fetch(_SQL["unfinished"]))[0][0]:
+        while (await session.fetch(_SQL["unfinished"]))[0][0]:  # noqa: ASYNC110 - another process brings it about
             await asyncio.sleep(POLL_S)
 
 

@@ -1,20 +1,15 @@
-"""The kind of work that costs nothing: what is left is the price of the queue."""
+"""The kind of work that costs nothing: what is left is the price of the queue.
+
+A service under measurement loads this module by its setting `handlers`, as it would a user's.
+"""
 
 from typing import Any
 
-from taskq.kinds.registry import Handler, Kind, handler, make_kind
-from taskq.task import RetryPolicy
+from taskq.kinds.registry import handler
 
-__all__ = ["noop_kind"]
-
-TIMEOUT_S = 60.0
+__all__ = ["noop"]
 
 
-@handler("noop", timeout_s=TIMEOUT_S, max_attempts=1)
+@handler("noop", timeout_s=60.0, max_attempts=1)
 async def noop(payload: dict[str, Any]) -> None:
-    """Do nothing; a service loads this module by its setting `handlers`."""
-
-
-def noop_kind(function: Handler) -> Kind:
-    """Make a kind `noop` that calls `function`, for parts that run in this process."""
-    return make_kind("noop", function, RetryPolicy(), TIMEOUT_S, max_attempts=1, ack_each=False)
+    """Do nothing."""

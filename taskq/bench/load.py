@@ -38,7 +38,7 @@ async def put_load(url: str, body: str, *, connections: int, seconds: float, war
     load = _Load(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     loop = asyncio.get_running_loop()
     for _ in range(connections):
-        await loop.create_connection(lambda: _Caller(load), place.hostname, place.port)
+        await loop.create_connection(lambda: _Caller(load), place.hostname or "", place.port or 80)
     await asyncio.sleep(warm_s)
     warm, load.latencies = load.latencies, []
     began, cpu_began = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
@@ -82,9 +82,7 @@ class _Caller(asyncio.Protocol):
         self._sent_at = 0.0
         self._transport: asyncio.WriteTransport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.WriteTransport):
-            raise TypeError(transport)
+    def connection_made(self, transport: asyncio.WriteTransport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - uvloop's are no subclass
         self._transport = transport
         self._load.callers += 1
         self._send(transport)
@@ -100,7 +98,7 @@ class _Caller(asyncio.Protocol):
                 return
         self._rest = data
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the signature is asyncio's
         load = self._load
         if load.open:
             load.refused += 1

@@ -31,10 +31,10 @@ WORDS_BYTES = 2_000
 class Child:
     """A running child."""
 
-    def __init__(self, process: asyncio.subprocess.Process, job: str, errors: Path) -> None:
-        """Wrap a process that has its job."""
+    def __init__(self, process: asyncio.subprocess.Process, name: str, errors: Path) -> None:
+        """Wrap a process; `errors` is what it writes to standard error."""
         self._process = process
-        self._job = job
+        self._name = name
         self._errors = errors
 
     @property
@@ -42,24 +42,42 @@ class Child:
         """The process."""
         return self._process.pid
 
-    async def said(self) -> dict[str, Any]:
-        """Wait for the next line."""
+    def tell(self, line: bytes) -> None:
+        """Send it its only line."""
+        if self._process.stdin is None:
+            raise AssertionError
+        self._process.stdin.write(line)
+
+    async def line(self) -> bytes:
+        """Wait for the next line that it says.
+
+        Raises:
+            BenchFailed: It ended, or says nothing.
+        """
         if self._process.stdout is None:
             raise AssertionError
         try:
             async with asyncio.timeout(SAY_S):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise BenchFailed(f"{self._job} said nothing for {SAY_S:g} s: the machine is too slow or it hangs") from None
+            raise BenchFailed(f"{self._name} said nothing for {SAY_S:g} s: it hangs, or the machine is slow") from None
         if not line:
             words = self._errors.read_text(encoding="utf-8", errors="replace")[-WORDS_BYTES:].strip()
-            raise BenchFailed(f"{self._job} failed:\n{words}")
-        return json.loads(line)
+            raise BenchFailed(f"{self._name} failed:\n{words}")
+        return line
 
-    async def told_to_end(self) -> dict[str, Any]:
-        """Ask a server to stop; return what it says at last."""
+    async def url(self) -> str:
+        """Wait until a server serves; return where."""
+        return json.loads(await self.line())["url"]
+
+    async def result(self) -> dict[str, Any]:
+        """Ask a server to stop; return what it found."""
+        self.stop()
+        return json.loads(await self.line())
+
+    def stop(self) -> None:
+        """Ask it to stop."""
         self._process.send_signal(signal.SIGTERM)
-        return await self.said()
 
     async def end(self) -> None:
         """Wait for its end, or bring it about."""
@@ -79,25 +97,11 @@ class Child:
 @asynccontextmanager
 async def child(job: str, **arguments: Any) -> AsyncGenerator[Child]:
     """Run a child with a job; it is gone afterwards."""
+    order = json.dumps({"job": job} | arguments).encode() + b"\n"
     with tempfile.TemporaryDirectory(prefix="taskq-bench-") as folder:
-        errors = Path(folder, "errors")
-        with errors.open("wb") as file:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "taskq.bench.child",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file,
-                cwd=folder,
-                env=_environment(),
-                limit=LINE_BYTES_MAX,
-            )
-        running = Child(process, job, errors)
+        running = await _start(job, Path(folder), "taskq.bench.child", environment=_environment())
         try:
-            if process.stdin is None:
-                raise AssertionError
-            process.stdin.write(json.dumps({"job": job} | arguments).encode() + b"\n")
+            running.tell(order)
             yield running
         except BaseException:
             running.kill()
@@ -109,36 +113,42 @@ async def child(job: str, **arguments: Any) -> AsyncGenerator[Child]:
 async def do(job: str, **arguments: Any) -> dict[str, Any]:
     """Run a job to its end; return what it found."""
     async with child(job, **arguments) as running:
-        return await running.said()
+        return json.loads(await running.line())
 
 
 async def time_start(*flags: str, dsn: str | None = None) -> float:
     """Start the service as a user does; return the seconds until it serves, and stop it."""
+    environment = _environment() | ({} if dsn is None else {"TASKQ_DATABASE_URL": dsn})
+    command = ("taskq", "run", "--port", "0", "--durability", "relaxed", *flags)
     with tempfile.TemporaryDirectory(prefix="taskq-bench-") as folder:
-        errors = Path(folder, "errors")
-        with errors.open("wb") as file:
-            began = time.perf_counter()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "taskq", "run", "--port", "0", "--durability", "relaxed", *flags),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=file,
-                cwd=folder,
-                env=_environment() | ({} if dsn is None else {"TASKQ_DATABASE_URL": dsn}),
-            )
-        if process.stdout is None:
-            raise AssertionError
+        began = time.perf_counter()
+        service = await _start("the service", Path(folder), *command, environment=environment)
         try:
-            async with asyncio.timeout(END_S):
-                while not (line := await process.stdout.readline()).startswith(b"  HTTP"):
-                    if not line:
-                        words = errors.read_text(encoding="utf-8", errors="replace")[-WORDS_BYTES:].strip()
-                        raise BenchFailed(f"the service did not start:\n{words}")
-            return time.perf_counter() - began
+            while not (await service.line()).startswith(b"  HTTP"):
+                pass
+            took = time.perf_counter() - began
+            service.stop()
+        except BaseException:
+            service.kill()
+            raise
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            await process.communicate()
+            await service.end()
+    return took
+
+
+async def _start(name: str, folder: Path, *command: str, environment: dict[str, str]) -> Child:
+    errors = folder / "errors"
+    with errors.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *command),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=file,
+            cwd=folder,
+            env=environment,
+            limit=LINE_BYTES_MAX,
+        )
+    return Child(process, name, errors)
 
 
 def _environment() -> dict[str, str]:

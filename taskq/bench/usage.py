@@ -16,7 +16,17 @@ from pathlib import Path
 from taskq import sql
 from taskq.database import Session
 
-__all__ = ["Meter", "cpu_s", "cpu_model", "memory_peak_mib", "percentile", "postmaster_of", "server_cpu_s"]
+__all__ = [
+    "Meter",
+    "busy_s",
+    "cpu_model",
+    "cpu_s",
+    "family_cpu_s",
+    "memory_peak_mib",
+    "percentile",
+    "postmaster_of",
+    "server_cpu_s",
+]
 
 TICKS = os.sysconf("SC_CLK_TCK")
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
@@ -112,6 +122,22 @@ def cpu_model() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found.group(1) if found else platform.processor() or platform.machine()
+
+
+def busy_s() -> float | None:
+    """Return the processor seconds that all programs of this machine have used; None without /proc."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, interrupts, soft_interrupts, *_ = (int(field) for field in fields[1:])
+    return (user + nice + system + interrupts + soft_interrupts) / TICKS
+
+
+def family_cpu_s() -> float:
+    """Return the processor seconds of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return _own_cpu_s() + children.ru_utime + children.ru_stime
 
 
 def _own_cpu_s() -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from taskq import __version__
+from taskq.cli.bench import bench
 from taskq.cli.config import config
 from taskq.cli.run import run
 from taskq.errors import ConfigError
@@ -39,6 +40,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(bench)
 cli.add_command(config)
 
 

@@ -438,6 +438,14 @@ class Campaign:
         except psycopg.Error:
             return False
 
+    def rest(self) -> None:
+        """Wait until the instances have said nothing to the server for a moment."""
+        silent = (
+            "select coalesce(min(clock_timestamp() - state_change), interval '0') > interval '0.1 s'"
+            " from pg_stat_activity where application_name like 'taskq %'"
+        )
+        wait_until(lambda: self.ask(silent)[0][0], 10, "the instances rest")
+
     def cut_listener(self) -> int:
         """End every session that listens; return their number."""
         cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'taskq listen'"

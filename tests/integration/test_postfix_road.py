@@ -6,6 +6,8 @@ Postfix adds, it adds in front (RFC 5321 §4.4).
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,10 +28,16 @@ WAITING_FOR_A_RETRY = {"status": "pending", "attempt": 1}
 
 
 @pytest.fixture
-def postfix(tmp_path: Path) -> Iterator[Postfix]:
-    folder = tmp_path / "postfix"
-    folder.mkdir()
-    with running_postfix(folder) as server:
+def place() -> Iterator[Path]:
+    """Postfix's folder, not below pytest's own, which a second run of pytest closes to other accounts."""
+    folder = Path(tempfile.mkdtemp(prefix="taskq-postfix-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postfix(place: Path) -> Iterator[Postfix]:
+    with running_postfix(place) as server:
         yield server
 
 
@@ -59,7 +67,7 @@ def reaches(service: Program, task_id: int, **wanted: object) -> dict[str, objec
 
 def mailbox(folder: Path, count: int) -> list[bytes]:
     """Wait until so many mails are delivered and return their files."""
-    box = folder / "postfix" / "mail" / "box" / "new"
+    box = folder / "mail" / "box" / "new"
     wait_until(lambda: len(list(box.glob("*"))) >= count, 30)
     return [file.read_bytes() for file in box.iterdir()]
 
@@ -88,28 +96,28 @@ def composed(database: str, task_id: int, recipient: str, subject: str, body: st
     ],
     ids=["plain", "quoted-printable", "base64"],
 )
-def test_mail_arrives_byte_for_byte(service: Program, database: str, tmp_path: Path, subject: str, body: str) -> None:
+def test_mail_arrives_byte_for_byte(service: Program, database: str, place: Path, subject: str, body: str) -> None:
     task_id = submit(service, "ada@ok.test", subject, body)
 
     reaches(service, task_id, status="Ok", attempt=1)
-    delivered = mailbox(tmp_path, 1)[0].replace(b"\n", b"\r\n")
+    delivered = mailbox(place, 1)[0].replace(b"\n", b"\r\n")
 
     assert delivered.endswith(b"\r\n" + composed(database, task_id, "ada@ok.test", subject, body))
     assert delivered.startswith(b"Return-Path: <" + SENDER.encode())
 
 
-def test_mail_put_off_is_tried_again_until_it_is_taken(service: Program, postfix: Postfix, tmp_path: Path) -> None:
+def test_mail_put_off_is_tried_again_until_it_is_taken(service: Program, postfix: Postfix, place: Path) -> None:
     task_id = submit(service, "later@ok.test")
     waiting = reaches(service, task_id, **WAITING_FOR_A_RETRY)
 
     postfix.stop()
-    (tmp_path / "postfix" / "recipients").write_text("")
+    (place / "recipients").write_text("")
     postfix.start()
     ended = reaches(service, task_id, status="Ok")
 
     assert "450 4.2.0 <later@ok.test>: Recipient address rejected: come back later" in str(waiting["last_error"])
     assert {each["outcome"] for each in ended["attempts"]} == {"retry"}
-    assert b"To: later@ok.test" in mailbox(tmp_path, 1)[0]
+    assert b"To: later@ok.test" in mailbox(place, 1)[0]
 
 
 def test_mail_refused_fails_at_once_with_the_words_of_the_server(service: Program) -> None:
@@ -124,7 +132,7 @@ def test_mail_refused_fails_at_once_with_the_words_of_the_server(service: Progra
 
 @pytest.mark.timeout(240)
 def test_mails_wait_for_a_relay_that_is_away_and_none_pays_for_it(
-    service: Program, postfix: Postfix, database: str, tmp_path: Path
+    service: Program, postfix: Postfix, database: str, place: Path
 ) -> None:
     postfix.stop()
     with ThreadPoolExecutor(16) as callers:
@@ -134,7 +142,7 @@ def test_mails_wait_for_a_relay_that_is_away_and_none_pays_for_it(
     burnt = count(database, "attempt > 0")
     postfix.start()
     wait_until(lambda: count(database, "status = 2") == CROWD, 120)
-    delivered = mailbox(tmp_path, CROWD)
+    delivered = mailbox(place, CROWD)
 
     assert burnt == 0
     assert count(database, "attempt = 1") == CROWD == len(set(ids))
