@@ -70,7 +70,7 @@ def database(postgres: str, template: str, request: pytest.FixtureRequest) -> It
     """The address of a fresh, migrated database."""
     name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy file_copy")
+        connection.execute(f"create database {name} template {template} strategy wal_log")
     yield with_database(postgres, name)
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"drop database if exists {name} with (force)")
@@ -92,7 +92,7 @@ def module_database(postgres: str, template: str, request: pytest.FixtureRequest
     """The address of a migrated database that the tests of one module share."""
     name = f"module_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy file_copy")
+        connection.execute(f"create database {name} template {template} strategy wal_log")
     yield with_database(postgres, name)
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"drop database if exists {name} with (force)")

@@ -34,19 +34,19 @@ def main() -> None:
         _say(runner.run(job(**order)))
 
 
-async def serve_hello() -> Result:
+async def _serve_hello() -> Result:
     """Run the server that stores nothing."""
     await floors.serve_hello(_until_told)
     return {"memory_mib": memory_peak_mib()}
 
 
-async def serve_insert(dsn: str) -> Result:
+async def _serve_insert(dsn: str) -> Result:
     """Run the server that stores each request by itself."""
     await floors.serve_insert(dsn, _until_told)
     return {"memory_mib": memory_peak_mib()}
 
 
-async def serve(dsn: str, role: str) -> Result:
+async def _serve(dsn: str, role: str) -> Result:
     """Run the service, whole, until SIGTERM."""
     settings = Settings.model_validate(
         {
@@ -66,7 +66,7 @@ async def serve(dsn: str, role: str) -> Result:
     return {"memory_mib": memory_peak_mib()}
 
 
-async def wake_there(dsn: str, pause_s: float) -> Result:
+async def _wake_there(dsn: str, pause_s: float) -> Result:
     """Run what others submit until SIGTERM."""
 
     async def until() -> None:
@@ -76,10 +76,10 @@ async def wake_there(dsn: str, pause_s: float) -> Result:
 
 
 JOBS: dict[str, Callable[..., Coroutine[Any, Any, Mapping[str, Any]]]] = {
-    "serve_hello": serve_hello,
-    "serve_insert": serve_insert,
-    "serve": serve,
-    "wake_there": wake_there,
+    "serve_hello": _serve_hello,
+    "serve_insert": _serve_insert,
+    "serve": _serve,
+    "wake_there": _wake_there,
     "commit_alone": floors.commit_alone,
     "insert_grouped": floors.insert_grouped,
     "put_load": load.put_load,

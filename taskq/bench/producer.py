@@ -1,4 +1,8 @@
-"""What a child does as another application: submit by SQL, with nothing of taskq but its function."""
+"""What a child does as another application: submit by SQL, with nothing of taskq but its function.
+
+Another application has no natural batching unless it builds one: each call is a commit of its own,
+or a statement is over a set of rows.  Both are measured, and the pace of a lone caller.
+"""
 
 import asyncio
 import time

@@ -16,7 +16,7 @@ from taskq.bench.place import Ground, Place, passable_folder
 from taskq.bench.processes import Child, child, do, time_start
 from taskq.bench.usage import busy_s, cpu_s, family_cpu_s, percentile, server_cpu_s
 
-__all__ = ["FULL", "GROUPS", "QUICK", "Group", "Scale", "run_rounds"]
+__all__ = ["FULL", "GROUPS", "QUICK", "Bench", "Group", "Scale", "run_rounds"]
 
 Sample = dict[str, float]
 

@@ -368,11 +368,11 @@ class Campaign:
 
     def ask(self, query: str, *values: object) -> list[Any]:
         with psycopg.connect(self.dsn, autocommit=True, connect_timeout=5) as connection:
-            return connection.execute(query.encode(), values).fetchall()
+            return connection.execute(query.encode(), values or None).fetchall()
 
     def tell(self, statement: str, *values: object) -> int:
         with psycopg.connect(self.dsn, autocommit=True, connect_timeout=5) as connection:
-            return connection.execute(statement.encode(), values).rowcount
+            return connection.execute(statement.encode(), values or None).rowcount
 
     def seem_elsewhere(self, instance: Instance) -> None:
         """Let a lease look like that of another machine, so that nobody can tell that its process is dead."""

@@ -40,11 +40,24 @@ print("outcome", server.stop(), flush=True)
 CONTAINER = ["unshare", "--pid", "--ipc", "--mount-proc", "--fork", "--kill-child"]
 
 
-def eventually(predicate: Callable[[], object], timeout_s: float = 10.0) -> None:
+def eventually(predicate: Callable[[], object], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not predicate():
         assert time.monotonic() < deadline, "what the test waits for did not happen"
         threading.Event().wait(0.01)
+
+
+started: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
@@ -63,13 +76,15 @@ def server(place: Path) -> Iterator[EmbeddedPostgres]:
 
 
 def run_process(place: Path, *before: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*before, sys.executable, "-c", PROCESS, str(place)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(taskq.postgres.__file__).parents[2],
     )
+    started.append(process)
+    return process
 
 
 def first_line(process: "subprocess.Popen[str]") -> str:
@@ -83,14 +98,14 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 
 def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
         assert row is not None
         return str(row[0])
 
 
 def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         connection.execute(statement.encode())
 
 
@@ -102,7 +117,7 @@ def server_pid(place: Path) -> int:
 
 def crash_server(server: EmbeddedPostgres, place: Path) -> None:
     os.kill(server_pid(place), signal.SIGKILL)
-    assert server.wait_dead(5)
+    assert server.wait_dead(30)
 
 
 def test_killed_process_leaves_a_server_that_the_next_adopts_and_stops(place: Path, server: EmbeddedPostgres) -> None:
@@ -131,7 +146,10 @@ def test_acknowledged_rows_are_found_when_the_server_is_killed_under_load(
 
     def load(dsn: str, many: threading.Event) -> None:
         first = len(acknowledged)
-        with suppress(psycopg.OperationalError), psycopg.connect(dsn, connect_timeout=5, autocommit=True) as connection:
+        with (
+            suppress(psycopg.OperationalError),
+            psycopg.connect(dsn, connect_timeout=20, autocommit=True) as connection,
+        ):
             for number in range(first, first + 1_000_000):
                 connection.execute("insert into work values (%s) on conflict do nothing", (number,))
                 acknowledged.append(number)
@@ -142,12 +160,12 @@ def test_acknowledged_rows_are_found_when_the_server_is_killed_under_load(
         many = threading.Event()
         loading = threading.Thread(target=load, args=(server.dsn, many))
         loading.start()
-        assert many.wait(20)
+        assert many.wait(30)
         crash_server(server, place)
-        loading.join(10)
+        loading.join(30)
         server.start()
 
-    with psycopg.connect(server.dsn, connect_timeout=5) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20) as connection:
         found = {row[0] for row in connection.execute("select id from work")}
     assert len(acknowledged) > 100 * kills
     assert set(acknowledged) <= found
@@ -166,7 +184,7 @@ def test_start_waits_for_a_backend_that_outlives_its_server(place: Path, server:
 
     outliving = threading.Thread(target=busy, args=(server.dsn,))
     outliving.start()
-    assert begun.wait(5)
+    assert begun.wait(30)
     running = "select count(*) from pg_stat_activity where query like 'do $$%' and state = 'active'"
     eventually(lambda: ask(server, running) != "0")
 
@@ -175,14 +193,14 @@ def test_start_waits_for_a_backend_that_outlives_its_server(place: Path, server:
     server.start()
 
     assert outlived
-    outliving.join(5)
+    outliving.join(30)
     assert not outliving.is_alive()
     assert ask(server, "select 1") == "1"
 
 
 def test_server_returns_by_itself_when_a_backend_is_killed(server: EmbeddedPostgres) -> None:
     server.start()
-    with psycopg.connect(server.dsn, connect_timeout=5) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20) as connection:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
         with pytest.raises(psycopg.OperationalError):
             connection.execute("select 1")
@@ -281,7 +299,7 @@ def test_second_container_is_a_guest_and_takes_over_when_the_first_dies(place: P
     assert not server.wait_dead(0.01)
     kill(container)
 
-    assert server.wait_dead(5)
+    assert server.wait_dead(30)
     server.start()
     assert server.description.endswith("(owner)")
     assert ask(server, "select answer from kept") == "42"

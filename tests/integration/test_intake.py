@@ -122,19 +122,25 @@ async def test_submit_is_refused_when_too_many_wait(store: Store, settings: Sett
     await other.close()
 
 
-async def test_submit_tells_every_caller_when_the_database_is_away(store: Store, settings: Settings, connection):
+async def test_submit_tells_every_caller_when_the_database_is_away(
+    store: Store, settings: Settings, postgres: str, connection: Connection
+):
     name = await connection.fetchval("select current_database()")
+    server = await asyncpg.connect(postgres)
     async with taking(store, settings) as (intake, _):
         await intake.submit(new())
-        await connection.execute(f"alter database {name} allow_connections false")
-        await connection.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'taskq insert'"
+        await server.execute(f"alter database {name} allow_connections false")
+        await server.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where application_name = 'taskq insert' and datname = $1",
+            name,
         )
 
         away = await submit_all(intake, [new() for _ in range(3)])
-        await connection.execute(f"alter database {name} allow_connections true")
+        await server.execute(f"alter database {name} allow_connections true")
         back = await submit_all(intake, [new() for _ in range(3)])
 
+    await server.close()
     assert all(isinstance(result, StoreUnavailable) for result in away)
     assert all(isinstance(result, int) for result in back)
 

@@ -46,11 +46,24 @@ if sys.stdin.readline():
 """
 
 
-def eventually(predicate: Callable[[], object], timeout_s: float = 10.0) -> None:
+def eventually(predicate: Callable[[], object], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not predicate():
         assert time.monotonic() < deadline, "what the test waits for did not happen"
         threading.Event().wait(0.01)
+
+
+started: "list[subprocess.Popen[str]]" = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
@@ -76,25 +89,27 @@ def make(place: Path) -> Iterator[Make]:
 
 
 def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
         assert row is not None
         return str(row[0])
 
 
 def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         connection.execute(statement.encode())
 
 
 def run_process(place: Path, script: str = PROCESS) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", script, str(place)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(taskq.postgres.__file__).parents[2],
     )
+    started.append(process)
+    return process
 
 
 def read_until(process: "subprocess.Popen[str]", word: str) -> list[str]:
@@ -118,7 +133,7 @@ async def test_start_serves_asyncpg_by_its_dsn(make: Make) -> None:
 
     await asyncio.to_thread(server.start)
 
-    connection = await asyncpg.connect(server.dsn, timeout=5)
+    connection = await asyncpg.connect(server.dsn, timeout=20)
     try:
         assert await connection.fetchval("select current_user || '@' || current_database()") == "taskq@taskq"
         assert (await connection.fetchval("show server_version")).split()[0] == server.version
@@ -249,8 +264,8 @@ def test_wait_dead_tells_owner_and_guest_and_either_starts_again(make: Make, pla
 
     os.kill(server_pid(place), signal.SIGKILL)
 
-    assert owner.wait_dead(5)
-    assert guest.wait_dead(5)
+    assert owner.wait_dead(30)
+    assert guest.wait_dead(30)
     guest.start()
     owner.start()
     assert guest.description.endswith("(owner)")
@@ -266,7 +281,7 @@ def test_owner_ends_the_server_that_a_guest_restarted(make: Make, place: Path) -
     owner.start()
     guest.start()
     os.kill(server_pid(place), signal.SIGKILL)
-    assert owner.wait_dead(5)
+    assert owner.wait_dead(30)
     guest.start()
     assert guest.stop() == "left running: other processes use it"
 
@@ -333,7 +348,7 @@ def test_stop_makes_a_waiting_start_give_up(make: Make, place: Path) -> None:
     eventually(server._turn.locked)
     assert server.stop() == "not running"
 
-    waiting.join(5)
+    waiting.join(30)
     release(busy)
     assert "given up" in str(failures[0])
 
@@ -351,7 +366,7 @@ def test_start_says_what_it_waits_for(
 
     eventually(lambda: "postgres start waits for=another taskq" in caplog.text)
     release(busy)
-    waiting.join(10)
+    waiting.join(30)
 
     assert ask(server, "select 1") == "1"
 
@@ -370,7 +385,7 @@ def test_start_refuses_a_server_started_by_hand(make: Make, place: Path) -> None
         server.start()
 
     stranger.send_signal(signal.SIGINT)
-    stranger.wait(10)
+    stranger.wait(30)
 
 
 def test_start_tells_the_servers_last_words_when_it_fails(make: Make) -> None:

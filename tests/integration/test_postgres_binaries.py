@@ -58,14 +58,14 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
         assert row is not None
         return str(row[0])
 
 
 def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         connection.execute(statement.encode())
 
 

@@ -66,7 +66,7 @@ def programs() -> Iterator[Path]:
 
 
 def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=5, autocommit=True) as connection:
+    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
         row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
         assert row is not None
         return str(row[0])
@@ -101,7 +101,7 @@ def test_start_serves_both_drivers_below_an_odd_path(
     server.start()
 
     async def connect() -> str:
-        connection = await asyncpg.connect(server.dsn, timeout=5)
+        connection = await asyncpg.connect(server.dsn, timeout=20)
         try:
             return await connection.fetchval("show data_directory")
         finally:

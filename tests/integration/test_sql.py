@@ -126,7 +126,7 @@ def crowded(postgres: str, template: str) -> Iterator[str]:
 
     name = f"{template}_crowded"
     with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy file_copy")
+        connection.execute(f"create database {name} template {template} strategy wal_log")
     with psycopg.connect(with_database(postgres, name), autocommit=True) as connection:
         connection.execute(
             "insert into taskq.task (id, kind, payload, due_at)"
