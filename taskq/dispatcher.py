@@ -22,18 +22,16 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from taskq.batch import Batch
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
-from taskq.kinds.registry import Kind
 from taskq.lease import Lease
 from taskq.store import EARLIEST, Store
-from taskq.task import Change, Context, Failed, Outcome, Released, RetryPolicy, Run, settle
+from taskq.task import Change, Failed, Released, RetryPolicy, Run, Status, settle
 from taskq.wake import Wake
-from taskq.worker import Worker
+from taskq.worker import Execution, Worker
 
 __all__ = ["Dispatcher"]
 
@@ -49,6 +47,7 @@ LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
 WATCH_S = 0.25  # between looks for runs that take too long
 UNKNOWN_KIND_POLICY = RetryPolicy()
 UNKNOWN_KIND_TIMEOUT_S = 60.0
+UNSTORABLE = "unstorable_outcome"
 
 
 class Dispatcher:
@@ -75,7 +74,7 @@ class Dispatcher:
         self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
         self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
         self._known: dict[int, Run] = {}
-        self._running: dict[tuple[int, int], _Execution] = {}  # by id and run: a lost run may end beside its successor
+        self._running: dict[tuple[int, int], Execution] = {}  # by id and run: a lost run may end beside its successor
         self._group: asyncio.TaskGroup | None = None
         self._backlog = True
         self._births = 0
@@ -83,7 +82,7 @@ class Dispatcher:
         self._suspect: int | None = None
         self._suspects_waiting = False
         self._reconcile_at = 0.0
-        self._surveyed_at = 0.0
+        self._surveyed_at = self._survey_again_at = 0.0
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self.stale = 0
@@ -158,7 +157,7 @@ class Dispatcher:
                 self._backlog = True
                 if failures == 1:
                     logger.warning("claiming failed; it is tried again", extra={"error": str(error)})
-                await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(failures, 10))))  # noqa: S311 - jitter is no secret
+                await _back_off(failures)
 
     async def _look(self, *, full: bool) -> None:
         if self._reconcile_due():
@@ -170,10 +169,21 @@ class Dispatcher:
         if self._suspects_waiting and self._suspect is None and self._free:
             await self._claim_suspect()
         found = await self._claim(full=full)
-        if not found and not full and self._free and time.monotonic() > self._surveyed_at + SURVEY_PAUSE_S:
-            await self._survey()  # a notification from a lane not seen before
-            found = await self._claim(full=False)
+        if not found and not full and self._free:
+            found = await self._claim_from_new_lanes()
         self.wake.found(found)
+
+    async def _claim_from_new_lanes(self) -> int:
+        """Claim from lanes not seen before, as a notification may be from one; surveys keep a distance."""
+        now = time.monotonic()
+        pause_s = self._surveyed_at + SURVEY_PAUSE_S - now
+        if pause_s > 0:
+            if self._survey_again_at < now:
+                self._survey_again_at = now + pause_s
+                asyncio.get_running_loop().call_later(pause_s, self.wake.now)
+            return 0
+        await self._survey()
+        return await self._claim(full=False)
 
     async def _claim(self, *, full: bool) -> int:
         """Claim until nothing is due or no slot is free; return the number claimed."""
@@ -211,7 +221,8 @@ class Dispatcher:
             (lane.queue, lane.priority): self._lows.get((lane.queue, lane.priority), EARLIEST) for lane in ordinary
         }
         merged = fresh | {key: low for key, low in self._lows.items() if key not in fresh}
-        self._lows = dict(sorted(merged.items(), key=lambda item: (item[0][1], item[0][0]))[:LANES_MAX])
+        kept = list(merged.items())[:LANES_MAX]  # beyond the bound those that hold tasks win over the empty ones
+        self._lows = dict(sorted(kept, key=lambda item: (item[0][1], item[0][0])))
         self._suspects_waiting = any(lane.suspect and lane.due_in_s <= 0 for lane in lanes)
         for lane in lanes:
             if lane.due_in_s > 0:
@@ -234,12 +245,12 @@ class Dispatcher:
             raise AssertionError
         kind = self._worker.kind(run)
         limit_s = kind.timeout_s if kind else UNKNOWN_KIND_TIMEOUT_S
-        execution = _Execution(run, kind, self._worker.context(run), time.monotonic() + limit_s)
+        execution = Execution(run, kind, self._worker.context(run), time.monotonic() + limit_s)
         self._known[run.id] = run
         self._running[run.id, run.run] = execution
         execution.task = self._group.create_task(self._run_one(execution))
 
-    async def _run_one(self, execution: "_Execution") -> None:
+    async def _run_one(self, execution: Execution) -> None:
         run, kind = execution.run, execution.kind
         try:
             outcome = await self._worker.run(run, kind, execution.context)
@@ -275,32 +286,43 @@ class Dispatcher:
 
     async def _settle(self, batch: list[tuple[Run, Change]]) -> list[bool]:
         """Write outcomes, repeating until PostgreSQL has them: the guards make a second write harmless."""
-        changes = [change for _, change in batch]
         tries = 0
         while True:
             try:
-                written = await self._store.settle(changes)
+                written = await self._store.settle([change for _, change in batch])
                 break
-            except (StoreUnavailable, StoreRefused) as error:
-                if isinstance(error, StoreRefused) and len(batch) > 1:
-                    for one in batch:
-                        await self._settle([one])
-                    return [True] * len(batch)
+            except StoreRefused as error:
+                return await self._settle_refused(batch, error)
+            except StoreUnavailable as error:
                 tries += 1
                 if tries == 1:
-                    logger.warning(
-                        "settling failed; it is tried again", extra={"runs": len(batch), "error": str(error)}
-                    )
-                await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(tries, 10))))  # noqa: S311 - jitter is no secret
+                    facts = {"runs": len(batch), "error": str(error)}
+                    logger.warning("settling failed; it is tried again", extra=facts)
+                await _back_off(tries)
         if written < len(batch) and not tries:
             self.stale += len(batch) - written
             logger.warning("results of superseded runs were discarded", extra={"runs": len(batch) - written})
         for run, change in batch:
-            if self._known.get(run.id) is run:
-                del self._known[run.id]
+            self._forget(run)
             if change.delay_s is not None:
                 self.wake.due_in(change.delay_s)
         return [True] * len(batch)
+
+    async def _settle_refused(self, batch: list[tuple[Run, Change]], error: StoreRefused) -> list[bool]:
+        """Write a refused batch one by one; a run whose own outcome is refused is failed, and holds up nobody."""
+        if len(batch) > 1:
+            return [written for one in batch for written in await self._settle([one])]
+        run, change = batch[0]
+        logger.error("PostgreSQL refused an outcome", extra={"task_id": run.id, "error": str(error)})
+        if change.reason == UNSTORABLE:
+            self._forget(run)  # reconciling hands it back
+            return [False]
+        text = "PostgreSQL refused to store what this run came to: see the log"
+        return await self._settle([(run, Change(run.id, run.run, run.owner, Status.FAILED, None, text, UNSTORABLE))])
+
+    def _forget(self, run: Run) -> None:
+        if self._known.get(run.id) is run:
+            del self._known[run.id]
 
     # -- what the table says and what we know
 
@@ -372,20 +394,5 @@ class Dispatcher:
         return len(self._running)
 
 
-@dataclass(slots=True)
-class _Execution:
-    """A run under way."""
-
-    run: Run
-    kind: Kind | None
-    context: Context
-    deadline: float
-    """Monotonic seconds after which it has run too long."""
-    task: asyncio.Task[None] | None = None
-    ended_as: Outcome | None = None
-
-    def end(self, outcome: Outcome) -> None:
-        """Cancel the run; what it then comes to is `outcome`."""
-        if self.task is not None and self.ended_as is None:
-            self.ended_as = outcome
-            self.task.cancel()
+async def _back_off(tries: int) -> None:
+    await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(tries, 10))))  # noqa: S311 - jitter is no secret

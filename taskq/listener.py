@@ -28,7 +28,8 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from taskq import sql
 from taskq.config import Settings
@@ -68,6 +69,7 @@ class Listener:
         self._sql = sql.load("lease")
         self._listen = Session(dsn, name="taskq listen", timeout_s=STATEMENT_TIMEOUT_S)
         self._control = Session(dsn, name="taskq control", timeout_s=STATEMENT_TIMEOUT_S)
+        self._control_turn = asyncio.Lock()
         self._on_wake: Callable[[], None] = lambda: None
         self._on_lost: Callable[[int], None] = lambda _lease: None
         self._main: asyncio.AbstractEventLoop | None = None
@@ -176,8 +178,8 @@ class Listener:
 
     async def _register(self) -> None:
         asked_at = time.monotonic()
-        rows = await self._control.fetch(
-            self._sql["register"],
+        rows = await self._ask(
+            "register",
             instance=self._instance,
             host=socket.gethostname(),
             namespace=process_namespace(),
@@ -193,16 +195,16 @@ class Listener:
         namespace = process_namespace()
         if namespace is None:
             return
-        neighbours = await self._control.fetch(self._sql["neighbours"], namespace=namespace, own=self.lease.id)
+        neighbours = await self._ask("neighbours", namespace=namespace, own=self.lease.id)
         self.neighbour_urls = [row[3] for row in neighbours if row[3]]
         for row in neighbours:
             if process_start(row[1]) != row[2]:
-                await self._control.fetch(self._sql["end_lease"], lease=row[0])
+                await self._ask("end_lease", lease=row[0])
                 logger.info("ended the lease of a dead process of this host", extra={"lease": row[0], "pid": row[1]})
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()
-        rows = await self._control.fetch(self._sql["beat"], lease=self.lease.id, url=self.url)
+        rows = await self._ask("beat", lease=self.lease.id, url=self.url)
         if rows:
             self.lease.renewed(rows[0][0], asked_at)
             self.peers = rows[0][1]
@@ -231,7 +233,7 @@ class Listener:
             await asyncio.sleep(self._settings.probe_s)
             self._nonce = uuid.uuid4().hex
             self._heard.clear()
-            await self._control.fetch(self._sql["probe"], channel=self._channel, nonce=self._nonce)
+            await self._ask("probe", channel=self._channel, nonce=self._nonce)
             try:
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await self._heard.wait()
@@ -245,7 +247,7 @@ class Listener:
         while True:
             await self._wake_others.wait()
             self._wake_others.clear()
-            await self._control.fetch(self._sql["wake"])
+            await self._ask("wake")
             await asyncio.sleep(COALESCE_S)
 
     async def _hold_mask(self) -> None:
@@ -262,11 +264,16 @@ class Listener:
     async def _leave(self) -> None:
         try:
             if self.lease.id:
-                await self._control.fetch(self._sql["end_lease"], lease=self.lease.id)
+                await self._ask("end_lease", lease=self.lease.id)
         except StoreUnavailable as error:
             logger.warning("the lease could not be ended; it will run out", extra={"error": str(error)})
         await self._listen.close()
         await self._control.close()
+
+    async def _ask(self, name: str, **values: object) -> Sequence[Sequence[Any]]:
+        """Run a statement on the control connection; beats, probes and wakes take turns."""
+        async with self._control_turn:
+            return await self._control.fetch(self._sql[name], **values)
 
     def _to_main(self, call: Callable[[], None]) -> None:
         if self._main is not None:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import traceback
 import uuid
+from dataclasses import dataclass
 
 from taskq.errors import InvalidPayload, Snooze, TaskError
 from taskq.kinds.registry import Kind, Registry
 from taskq.task import Context, Done, Failed, Outcome, Run, Snoozed
 
-__all__ = ["Worker"]
+__all__ = ["Execution", "Worker"]
 
 logger = logging.getLogger("taskq.worker")
 
@@ -65,6 +66,25 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a handler may raise anything; it is reported, not lost
             return _crashed(run, error)
         return _DONE
+
+
+@dataclass(slots=True)
+class Execution:
+    """A run under way."""
+
+    run: Run
+    kind: Kind | None
+    context: Context
+    deadline: float
+    """Monotonic seconds after which it has run too long."""
+    task: asyncio.Task[None] | None = None
+    ended_as: Outcome | None = None
+
+    def end(self, outcome: Outcome) -> None:
+        """Cancel the run; what it then comes to is `outcome`."""
+        if self.task is not None and self.ended_as is None:
+            self.ended_as = outcome
+            self.task.cancel()
 
 
 def _crashed(run: Run, error: BaseException) -> Failed:

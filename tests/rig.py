@@ -1,5 +1,6 @@
 """What the tests of the core share: kinds, rows, leases, the parts in this process, the service as a program."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -21,7 +22,7 @@ import asyncpg
 from taskq.config import Settings
 from taskq.kinds.registry import Kind, Registry, make_kind
 from taskq.service import Parts, running_parts
-from taskq.task import NewTask, RetryPolicy
+from taskq.task import Context, NewTask, RetryPolicy
 
 CLONE = Path(__file__).parents[1]
 QUICK = RetryPolicy(base_s=0.02, cap_s=0.05, floor_s=0.01)
@@ -100,6 +101,59 @@ async def attempts(connection: Connection, task_id: int) -> list[tuple[Any, ...]
             "select run, attempt, outcome, error from taskq.attempt where task_id = $1 order by run", task_id
         )
     ]
+
+
+HOUR_S = 3_600.0
+NEVER = {"poll_s": HOUR_S}
+"""Settings under which nothing is found by the poll."""
+
+
+class Work:
+    """A handler that takes notes and, where asked to, waits for `go_on`."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.seen: list[int] = []
+        self.ended: list[int] = []
+        self.go_on = asyncio.Event()
+        self.running = self.most = 0
+        if not held:
+            self.go_on.set()
+
+    async def __call__(self, _payload: dict[str, Any], context: Context) -> None:
+        self.seen.append(context.task_id)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.go_on.wait()
+            self.ended.append(context.task_id)
+        finally:
+            self.running -= 1
+
+
+def becomes(connection: Connection, task_id: int, status: int) -> Callable[[], Any]:
+    async def check() -> bool:
+        return (await row(connection, task_id))["status"] == status
+
+    return check
+
+
+def all_are(connection: Connection, counts: dict[int, int]) -> Callable[[], Any]:
+    async def check() -> bool:
+        return await statuses(connection) == counts
+
+    return check
+
+
+def says(condition: Callable[[], object]) -> Callable[[], Any]:
+    async def check() -> object:
+        return condition()
+
+    return check
+
+
+async def settled_down(parts: Parts, eventually: Any) -> None:
+    """Wait until the first looks are over, so that births are on."""
+    await eventually(says(lambda: not parts.dispatcher._backlog and not parts.dispatcher._reconcile_due()))
 
 
 @dataclass

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -373,6 +373,13 @@ class Campaign:
     def tell(self, statement: str, *values: object) -> int:
         with psycopg.connect(self.dsn, autocommit=True, connect_timeout=5) as connection:
             return connection.execute(statement.encode(), values or None).rowcount
+
+    @contextmanager
+    def hold(self, statement: str) -> Iterator[None]:
+        """Keep what a statement locks until the block ends."""
+        with psycopg.connect(self.dsn, connect_timeout=5) as connection:
+            connection.execute(statement.encode())
+            yield
 
     def seem_elsewhere(self, instance: Instance) -> None:
         """Let a lease look like that of another machine, so that nobody can tell that its process is dead."""

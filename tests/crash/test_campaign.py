@@ -120,7 +120,7 @@ def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
         campaign.instance("living", **SHORT_LIVES)
 
         with campaign.load(rate_per_s=60):
-            for _ in every(1.0, campaign.chance, rounds(2)):
+            for _ in every(1.0, campaign.chance, rounds(1)):
                 url, frozen.url = frozen.url, None
                 frozen.freeze()
                 pass_time(SHORT_LIVES["lease_s"] + 2 * SHORT_LIVES["sweep_s"])
@@ -128,38 +128,60 @@ def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
                 frozen.url = url
         report = campaign.finish("an instance frozen past its lease", timeout_s=40)
 
-        refused = sum(event["runs"] for event in frozen.events("results of superseded runs were discarded"))
-        print(f"  stale results refused    {refused}")
+        print(f"  stale results refused    {_refused(frozen)}")
         print(f"  leases lost              {len(frozen.events('our lease was ended by another instance'))}")
-        assert frozen.alive
+        assert frozen.terminate() == 0
         assert not report.violations
         assert report.runs_lost > 0
-        assert refused > 0
+        assert _refused(frozen) > 0
+
+
+def test_late_result_is_refused_while_another_instance_runs_the_task() -> None:
+    """The frozen runs are over the moment they thaw; by then each task belongs to a run elsewhere."""
+    with Campaign(seed=23) as campaign:
+        frozen = campaign.instance("frozen", **SHORT_LIVES, handlers=HANDLERS)
+        for _ in range(5):
+            campaign.post(errand(campaign.history.recipient(), work_s=3.0))
+        living = campaign.instance("living", **SHORT_LIVES, handlers=HANDLERS)
+
+        frozen.freeze()
+        again = "select count(*) from taskq.task where status = 1 and run = 2"
+        wait_until(lambda: campaign.ask(again)[0][0] == 5, 10, "the other instance runs all of them")
+        pass_time(1.0)  # so that the three seconds of the frozen runs are over
+        frozen.thaw()
+        report = campaign.finish("late results of a thawed instance")
+
+        print(f"  late results refused     {_refused(frozen)}")
+        assert not report.violations
+        assert _refused(frozen) == 5
+        assert _refused(living) == 0
+        assert report.copies == 10
 
 
 def test_thawed_instance_runs_its_own_rescued_tasks_again() -> None:
-    """The other instance is full, so the thawed one claims what was taken from it while it still runs it."""
+    """The other instance is full, so the thawed one claims what was taken from it while it still ends the old runs."""
     with Campaign(seed=16) as campaign:
-        lives = SHORT_LIVES | {"handlers": HANDLERS, "concurrency": 5}
-        frozen = campaign.instance("frozen", **lives)
-        living = campaign.instance("living", **lives)
+        frozen = campaign.instance("frozen", **SHORT_LIVES, handlers=HANDLERS, concurrency=20)
+        living = campaign.instance("living", **SHORT_LIVES, handlers=HANDLERS, concurrency=5)
+        for instance in (living, frozen):
+            for _ in range(5):
+                campaign.post(errand(campaign.history.recipient(), work_s=5.0), instance)
 
-        for number in range(rounds(1)):
-            for instance in (living, frozen):
-                for _ in range(5):
-                    campaign.post(errand(campaign.history.recipient(), work_s=5.0), instance)
-            frozen.freeze()
-            wait_until(
-                lambda number=number: len(campaign.rescues()) > number * 5, 10, "the frozen instance loses its lease"
-            )
+        frozen.freeze()
+        wait_until(lambda: len(campaign.rescues()) == 5, 10, "the frozen instance loses its lease")
+        with campaign.hold("lock table taskq.minute_count"):  # no result can be written
             frozen.thaw()
-            wait_until(lambda: campaign.unfinished() == 0, 40, "everything ends")
+            again = "select count(*) from taskq.task where status = 1 and run = 2"
+            wait_until(lambda: campaign.ask(again)[0][0] == 5, 10, "the thawed instance runs all of them again")
         report = campaign.finish("an instance that takes its own tasks again")
 
-        assert frozen.alive
-        assert living.alive
+        assert frozen.terminate() == living.terminate() == 0
         assert not report.violations
-        assert report.runs_lost > 0
+        assert report.runs_lost == 5
+
+
+def _refused(instance: Instance) -> int:
+    return sum(event["runs"] for event in instance.events("results of superseded runs were discarded"))
 
 
 def test_cut_listener_costs_at_most_the_poll() -> None:
