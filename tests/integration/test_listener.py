@@ -159,9 +159,7 @@ async def test_listener_probe_finds_a_dead_listen_and_mends_it(
         await hears_again(connection, heard, eventually)
 
 
-async def test_listener_probe_is_quiet_while_listen_works(
-    database: str, settings: Settings, connection: Connection, eventually
-):
+async def test_listener_probe_is_quiet_while_listen_works(database: str, settings: Settings, eventually):
     probes = 0
     async with listening(database, settings, probe_s=0.02, beat_s=0.02) as (listener, heard):
 
@@ -291,7 +289,7 @@ async def test_listener_buries_nobody_where_processes_can_not_be_told_apart(
 
 
 async def test_listener_gives_the_lease_up_when_the_main_loop_hangs(
-    database: str, settings: Settings, connection: Connection, eventually, caplog: pytest.LogCaptureFixture
+    database: str, settings: Settings, eventually, caplog: pytest.LogCaptureFixture
 ):
     async with listening(database, settings, beat_s=0.05, lease_s=0.4, loop_stall_s=0.8) as (listener, _):
         threading.Event().wait(2.0)  # what a handler must not do
@@ -332,7 +330,7 @@ async def test_notify_others_is_coalesced(database: str, settings: Settings, con
     assert len(notes) <= 10
 
 
-async def test_notify_others_is_free_when_there_are_none(database: str, settings: Settings, connection: Connection):
+async def test_notify_others_is_free_when_there_are_none(database: str, settings: Settings):
     async with listening(database, settings) as (listener, _):
         listener.notify_others()
 

@@ -189,6 +189,7 @@ async def test_partitions_are_made_ahead_of_the_ids(sweeper: Sweeper, store: Sto
 
 
 async def test_partition_made_later_is_like_the_first(sweeper: Sweeper, connection: Connection):
+    await put(connection)
     await advance_to(connection, 2)
     await sweeper.keep_partitions()
     shape = """
