@@ -3,10 +3,12 @@
 import asyncio
 import errno
 import functools
+import logging
 from collections.abc import Callable
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from taskq.errors import ConfigError
 from taskq.web.api import Api
@@ -15,6 +17,10 @@ from taskq.web.router import Router
 __all__ = ["Health", "Site"]
 
 Health = Callable[[], tuple[bool, dict[str, object]]]
+server_logger = logging.getLogger("taskq.web.server")
+NO_HTTP = (HttpProcessingError, web.RequestPayloadError)
+server_logger.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], NO_HTTP)))
+
 KEEPALIVE_S = 75.0
 SHUTDOWN_S = 2.0
 
@@ -48,7 +54,13 @@ class Site:
         make_request = functools.partial(
             web.BaseRequest, loop=asyncio.get_running_loop(), client_max_size=self._body_bytes_max
         )
-        server = web.Server(self._router, access_log=None, keepalive_timeout=KEEPALIVE_S, request_factory=make_request)
+        server = web.Server(
+            self._router,
+            access_log=None,
+            logger=server_logger,  # silent about requests that are no HTTP: a scanner must not fill the log
+            keepalive_timeout=KEEPALIVE_S,
+            request_factory=make_request,
+        )
         runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         try:
