@@ -5,6 +5,7 @@ Where the submitter must be alone, the parts have the role `api`, in which nothi
 """
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -61,8 +62,7 @@ async def drain(dsn: str, tasks: int, waiting: int) -> dict[str, float]:
     """
     session = bench_session(dsn)
     await session.fetch(_SQL["fill"], tasks=waiting)
-    if waiting > tasks:
-        await session.fetch(_SQL["analyze"])
+    await session.fetch(_SQL["analyze"])  # plans are those of a table that has lived for a while
     enough, runs = asyncio.Event(), 0
 
     async def run(_payload: dict[str, Any]) -> None:
@@ -188,6 +188,7 @@ async def _parts(dsn: str, function: Handler, **changes: Any) -> AsyncGenerator[
         registry.add(make_kind("noop", function, RetryPolicy(), TIMEOUT_S, max_attempts=1, ack_each=False))
 
     async with running_parts(settings, dsn, dsn, prepare) as (parts, _):
+        gc.freeze()  # as the service does
         yield parts
 
 

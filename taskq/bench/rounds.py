@@ -294,7 +294,7 @@ async def _start(bench: Bench) -> Sample:
 
 
 async def _million(bench: Bench) -> Sample:
-    few = await _crowded(bench, 0)
+    few = await _crowded(bench, bench.scale.drain)
     many = await _crowded(bench, bench.scale.million)
     return many | {
         "claim_few": few["claim"],
