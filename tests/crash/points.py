@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from campaign import Instance, wait_until
+from processes import Instance
 
 CALLS = ("write", "read")
 _LAST = re.compile(r"^(?P<call>read|write)\((?P<descriptor>\d+), (?P<rest>.*)$")
@@ -86,6 +86,3 @@ def why_impossible() -> str:
         ["strace", "-qq", "-o", "/dev/null", sys.executable, "-c", ""], capture_output=True, check=False
     )
     return "" if probe.returncode == 0 else f"processes can't be traced here: {probe.stderr.decode()[:200]}"
-
-
-__all__ = ["CALLS", "Tracer", "wait_until", "why_impossible"]

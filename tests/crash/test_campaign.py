@@ -9,7 +9,8 @@ import signal
 import time
 
 import pytest
-from campaign import SCALE, SHORT_LIVES, Campaign, Instance, every, mail, pass_time, rounds, spread, wait_until
+from campaign import SCALE, SHORT_LIVES, Campaign, every, mail, rounds, spread
+from processes import Instance, pass_time, wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 * SCALE)]
 
@@ -31,7 +32,7 @@ def test_service_loses_nothing_when_killed_again_and_again() -> None:
         kills: list[float] = []
 
         with campaign.load(rate_per_s=130):
-            for _ in every(1.0, campaign.chance, rounds(6)):
+            for _ in every(1.0, campaign.chance, rounds(5)):
                 kills.append(service.kill())
                 service.start()
         report = campaign.finish(f"{len(kills)} kills of the only process, restarted on the same host")
@@ -51,7 +52,7 @@ def test_other_instances_rescue_within_lease_sweep_and_poll() -> None:
         kills: list[float] = []
 
         with campaign.load(rate_per_s=130):
-            for _ in every(1.2, campaign.chance, rounds(4)):
+            for _ in every(1.2, campaign.chance, rounds(3)):
                 victim = campaign.chance.choice(campaign.instances)
                 kills.append(victim.kill())
                 pass_time(campaign.chance.uniform(0.0, 1.5))
@@ -189,7 +190,7 @@ def test_cut_listener_costs_at_most_the_poll() -> None:
         campaign.instance("service", probe_s=0.5)
         cuts = 0
 
-        for _ in every(0.1, campaign.chance, rounds(40)):
+        for _ in every(0.1, campaign.chance, rounds(30)):
             campaign.enqueue()
             cuts += campaign.cut_listener()
         wait_until(lambda: campaign.unfinished() == 0, 10, "everything ends")
@@ -298,7 +299,7 @@ def test_service_stops_when_asked_right_after_its_start() -> None:
         service = campaign.instance("service")
         took = []
 
-        for _ in range(rounds(6)):
+        for _ in range(rounds(4)):
             took.append(_stopped_in(service))
             service.start()
             pass_time(campaign.chance.uniform(0.0, 0.02))
