@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import psycopg
 import pytest
+from databases import Databases, with_database
 
 from taskq.config import Settings
 from taskq.postgres import EmbeddedPostgres
@@ -44,12 +44,6 @@ def postgres() -> Iterator[str]:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def with_database(dsn: str, name: str) -> str:
-    """Return the address of another database on the same server."""
-    parts = urlsplit(dsn)
-    return urlunsplit((parts.scheme, parts.netloc, f"/{name}", parts.query, ""))
-
-
 @pytest.fixture(scope="session")
 def template(postgres: str) -> str:
     """The name of a migrated database that nobody is connected to."""
@@ -65,15 +59,18 @@ def template(postgres: str) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def databases(postgres: str, template: str) -> Databases:
+    """Migrated databases."""
+    return Databases(postgres, template)
+
+
 @pytest.fixture
-def database(postgres: str, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a fresh, migrated database."""
-    name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy wal_log")
-    yield with_database(postgres, name)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")
+def database(databases: Databases) -> Iterator[str]:
+    """The address of an empty, migrated database."""
+    dsn = databases.take()
+    yield dsn
+    databases.give_back(dsn)
 
 
 @pytest.fixture
@@ -88,14 +85,11 @@ def bare(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def module_database(postgres: str, template: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def module_database(databases: Databases) -> Iterator[str]:
     """The address of a migrated database that the tests of one module share."""
-    name = f"module_{os.getpid()}_{abs(hash(request.node.nodeid)):x}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy wal_log")
-    yield with_database(postgres, name)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database if exists {name} with (force)")
+    dsn = databases.take()
+    yield dsn
+    databases.give_back(dsn)
 
 
 @pytest.fixture

@@ -105,6 +105,25 @@ async def test_runs_that_we_know_are_not_handed_back(settings: Settings, connect
     assert work.seen == [task_id]
 
 
+async def test_nothing_is_handed_back_while_an_insert_is_under_way(
+    settings: Settings, connection: Connection, eventually
+):
+    """Its rows may be ours already, before we know of them."""
+    work = Work()
+    async with running(settings, kind("work", work), poll_s=0.05) as parts:
+        await settled_down(parts, eventually)
+        reserved = parts.dispatcher.reserve(1)
+        task_id = await put(connection, status=1, owner=parts.listener.lease.id, run=1, attempt=1)
+        parts.dispatcher._reconcile_at = 0.0
+        before = parts.dispatcher.wake._next_poll
+        await eventually(says(lambda: parts.dispatcher.wake._next_poll > before + 0.1))
+        assert (await row(connection, task_id))["status"] == 1
+
+        parts.dispatcher.born((), reserved=reserved, waiting=0)
+
+        await eventually(becomes(connection, task_id, 2))
+
+
 async def test_every_writer_mends_itself_when_its_connection_is_cut(
     settings: Settings, connection: Connection, eventually
 ):
@@ -163,6 +182,21 @@ async def test_runs_of_a_lost_lease_are_cancelled_and_run_again_under_a_new_one(
 
     assert (await row(connection, task_id))["run"] == 2
     assert work.ended == [task_id]
+
+
+async def test_runs_of_another_lease_are_left_alone_when_one_is_lost(
+    settings: Settings, connection: Connection, eventually
+):
+    work = Work(held=True)
+    async with running(settings, kind("work", work)) as parts:
+        task_id = await parts.intake.submit(new())
+        await eventually(says(lambda: work.seen))
+
+        parts.dispatcher.lost(parts.listener.lease.id - 1)
+        work.go_on.set()
+
+        await eventually(becomes(connection, task_id, 2))
+    assert work.seen == work.ended == [task_id]
 
 
 async def test_run_that_outlives_its_lost_lease_does_not_disturb_the_next_run(
@@ -289,6 +323,26 @@ async def test_drain_claims_and_bears_nothing(settings: Settings, connection: Co
 
         assert await statuses(connection) == {0: 2}
     assert work.seen == []
+
+
+async def test_drain_ends_a_look_that_claims_batch_after_batch(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch, eventually
+):
+    async with running(settings, kind("work", Work()), claim_batch_max=1, **NEVER) as parts:
+        await settled_down(parts, eventually)
+        claims = parts.store.claim
+
+        async def claim_and_stop(*lanes: Any, **named: Any) -> Any:
+            parts.dispatcher._draining = True
+            return await claims(*lanes, **named)
+
+        monkeypatch.setattr(parts.store, "claim", claim_and_stop)
+        for _ in range(3):
+            await put(connection)
+        parts.dispatcher.wake.now()
+        await eventually(says(parts.dispatcher._ended.is_set))
+
+        assert await statuses(connection) == {0: 2, 2: 1}
 
 
 async def test_drain_hands_back_what_outlives_the_grace_with_its_attempt(

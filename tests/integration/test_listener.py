@@ -407,3 +407,21 @@ async def test_listener_stops_although_the_database_is_away(
         runner.cancel()
 
     assert runner.cancelled()
+
+
+async def test_listener_says_so_when_its_lease_can_not_be_ended(
+    database: str, settings: Settings, postgres: str, connection: Connection, caplog: pytest.LogCaptureFixture
+):
+    name = await connection.fetchval("select current_database()")
+    server = await asyncpg.connect(postgres)
+    async with listening(database, settings, beat_s=60, probe_s=60):
+        await server.execute(f"alter database {name} allow_connections false")
+        await server.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+            " where datname = $1 and application_name like 'taskq%'",
+            name,
+        )
+    await server.execute(f"alter database {name} allow_connections true")
+    await server.close()
+
+    assert "the lease could not be ended; it will run out" in caplog.text

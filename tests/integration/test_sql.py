@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import psycopg
 import pytest
+from databases import Databases
 from rig import CLONE, Connection, kind, new, register, running
 
 from taskq import sql
@@ -119,24 +120,27 @@ def test_load_leaves_casts_alone():
 # -- plans
 
 
-@pytest.fixture(scope="module")
-def crowded(postgres: str, template: str) -> Iterator[str]:
-    """The address of a database with many pending tasks."""
-    from conftest import with_database
+@pytest.fixture
+def database(databases: Databases) -> Iterator[str]:
+    """The address of a new database: what tests before left behind would be counted here."""
+    dsn = databases.make()
+    yield dsn
+    databases.drop(dsn)
 
-    name = f"{template}_crowded"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"create database {name} template {template} strategy wal_log")
-    with psycopg.connect(with_database(postgres, name), autocommit=True) as connection:
+
+@pytest.fixture(scope="module")
+def crowded(databases: Databases) -> Iterator[str]:
+    """The address of a database with many pending tasks."""
+    dsn = databases.make()
+    with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "insert into taskq.task (id, kind, payload, due_at)"
             " select nextval('taskq.task_id'), 'work', '{}', now() - n * interval '1 ms' from generate_series(1, %s) n",
             (BACKLOG,),
         )
         connection.execute("vacuum analyze taskq.task")
-    yield with_database(postgres, name)
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"drop database {name} with (force)")
+    yield dsn
+    databases.drop(dsn)
 
 
 def bound(name: str, **values: object) -> list[object]:

@@ -1,0 +1,482 @@
+"""The HTTP contract, black box: to the letter when all is well, a helpful problem document when not, never a 500."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import psycopg
+import pytest
+from conftest import wait_until
+from hypothesis import HealthCheck, given
+from hypothesis import settings as fuzz
+from hypothesis import strategies as st
+from rig import Answer, Program, handlers, serving
+
+MAIL = {"To": "example@gmail.com", "subject": "Test Subject", "body": "Test E-Mail Body"}
+QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--beat-s", "0.1", "--lease-s", "1")
+PROBLEM = {"type", "title", "status", "code", "detail"}
+
+
+@pytest.fixture(scope="module")
+def service(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    folder = tmp_path_factory.mktemp("service")
+    with serving(folder, *QUICK, database=module_database, environment=handlers(folder)) as program:
+        yield program
+    logged = [json.loads(line) for line in program.errors.splitlines()]
+    assert [line for line in logged if line["level"] == "error" or "exception" in line] == []
+
+
+def mail(**changes: object) -> bytes:
+    """A good submission with some fields changed; None leaves one out."""
+    return json.dumps({name: value for name, value in (MAIL | changes).items() if value is not None}).encode()
+
+
+def post(service: Program, body: bytes, **headers: str) -> Answer:
+    return service.call("POST", "/task/", body, **headers)
+
+
+def shown(service: Program, task_id: int) -> dict[str, Any]:
+    return service.call("GET", f"/task/{task_id}").json
+
+
+def becomes(service: Program, task_id: int, status: str) -> dict[str, Any]:
+    wait_until(lambda: shown(service, task_id)["status"] == status)
+    return shown(service, task_id)
+
+
+def is_problem(answer: Answer, status: int, code: str) -> None:
+    assert (answer.status, answer.json["code"]) == (status, code), answer.body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert set(answer.json) - {"field"} == PROBLEM
+    assert answer.json["status"] == status
+    assert answer.json["detail"]
+
+
+# -- submit
+
+
+@pytest.mark.parametrize("path", ["/task/", "/task"])
+def test_post_answers_201_with_exactly_the_promised_body(service: Program, path: str):
+    answer = service.call("POST", path, mail())
+
+    assert answer.status == 201
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.body == b'{"message":"Task Created","id":%d}' % answer.json["id"]
+    assert isinstance(answer.json["id"], int)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        mail(),
+        b"  \n" + mail() + b"\n  ",
+        mail(subject=""),
+        mail(body=""),
+        mail(subject="x" * 998),
+        mail(subject="ünï \U0001f600 \u202e"),
+        mail(body='a line\r\nanother\nand "kind" in it\ttab'),
+        mail(To="O'Brien+tag@sub.example.com"),
+        json.dumps(MAIL, ensure_ascii=True).encode(),
+        json.dumps(MAIL | {"subject": "ü"}, ensure_ascii=False).encode(),
+    ],
+    ids=["plain", "spaces", "no-subject", "no-body", "long", "unicode", "lines", "address", "escaped", "utf-8"],
+)
+def test_post_accepts_every_good_mail_and_it_is_sent(service: Program, body: bytes):
+    answer = post(service, body)
+
+    assert answer.status == 201
+    becomes(service, answer.json["id"], "Ok")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "text/plain", "application/x-www-form-urlencoded"]
+)
+def test_post_reads_the_body_as_json_whatever_it_is_called(service: Program, kind: str):
+    """`curl -d` says that it sends a form."""
+    assert post(service, mail(), Content_Type=kind).status == 201
+
+
+def test_post_gives_every_one_of_many_callers_an_id_of_its_own(service: Program):
+    async def submit_many() -> list[int]:
+        ids: list[int] = []
+        async with aiohttp.ClientSession() as client, asyncio.TaskGroup() as group:
+
+            async def submit() -> None:
+                async with client.post(service.url + "/task/", data=mail()) as response:
+                    assert response.status == 201
+                    ids.append((await response.json())["id"])
+
+            for _ in range(300):
+                group.create_task(submit())
+        return ids
+
+    ids = asyncio.run(submit_many())
+
+    assert len(set(ids)) == 300
+    for task_id in ids:
+        becomes(service, task_id, "Ok")
+
+
+def test_post_answers_pipelined_requests_in_their_order(service: Program):
+    place = urlsplit(service.url)
+    one = b"POST /task/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(mail()), mail())
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(one * 3)
+        received = b""
+        while received.count(b"}") < 3:
+            received += connection.recv(65_536)
+
+    ids = [int(part.split(b"}")[0]) for part in received.split(b'"id":')[1:]]
+    assert ids == sorted(ids)
+    assert received.count(b"HTTP/1.1 201 ") == 3
+
+
+BAD_BODIES = {
+    "empty": (b"", 400, "malformed_json"),
+    "not-json": (b"To=a@b.example", 400, "malformed_json"),
+    "half": (mail()[:-1], 400, "malformed_json"),
+    "trailing": (mail() + b"x", 400, "malformed_json"),
+    "two": (mail() + mail(), 400, "malformed_json"),
+    "single-quotes": (b"{'To': 'a@b.example'}", 400, "malformed_json"),
+    "utf-16": (mail().decode().encode("utf-16"), 400, "malformed_json"),
+    "bom": (b"\xef\xbb\xbf" + mail(), 400, "malformed_json"),
+    "not-utf-8": (mail().replace(b"Test Subject", b"\xff\xfe"), 400, "malformed_json"),
+    "overlong-utf-8": (mail().replace(b"Test Subject", b"\xc0\x80"), 400, "malformed_json"),
+    "lone-surrogate": (mail().replace(b"Test Subject", b"\\ud800"), 400, "malformed_json"),
+    "deep-list": (b"[" * 100_000, 400, "malformed_json"),
+    "deep-object": (b'{"a":' * 40_000, 400, "malformed_json"),
+    "deep-closed": (b"[" * 50_000 + b"]" * 50_000, 400, "malformed_json"),
+    "raw-control": (mail().replace(b"Test Subject", b"a\x00b"), 400, "malformed_json"),
+    "null": (b"null", 422, "invalid_payload"),
+    "list": (b"[]", 422, "invalid_payload"),
+    "text": (b'"mail"', 422, "invalid_payload"),
+    "number": (b"1", 422, "invalid_payload"),
+    "huge-number": (b"9" * 5_000, 400, "malformed_json"),
+    "nothing": (b"{}", 422, "invalid_payload"),
+    "no-to": (mail(To=None), 422, "invalid_payload"),
+    "no-subject": (mail(subject=None), 422, "invalid_payload"),
+    "no-body": (mail(body=None), 422, "invalid_payload"),
+    "unknown": (mail(cc="a@b.example"), 422, "invalid_payload"),
+    "to-number": (mail(To=5), 422, "invalid_payload"),
+    "to-null": (mail().replace(b'"example@gmail.com"', b"null"), 422, "invalid_payload"),
+    "to-list": (mail(To=["a@b.example"]), 422, "invalid_payload"),
+    "subject-object": (mail(subject={}), 422, "invalid_payload"),
+    "body-bool": (mail(body=True), 422, "invalid_payload"),
+    "to-empty": (mail(To=""), 422, "invalid_payload"),
+    "to-word": (mail(To="example"), 422, "invalid_payload"),
+    "to-two": (mail(To="a@b.example,c@d.example"), 422, "invalid_payload"),
+    "to-name": (mail(To="A <a@b.example>"), 422, "invalid_payload"),
+    "to-command": (mail(To="a@b.example>\r\nRCPT TO:<c@d.example"), 422, "invalid_payload"),
+    "to-long": (mail(To="a" * 300 + "@b.example"), 422, "invalid_payload"),
+    "to-nul": (mail(To="a\0@b.example"), 422, "invalid_payload"),
+    "subject-nul": (mail(subject="a\0b"), 422, "invalid_payload"),
+    "subject-lines": (mail(subject="a\r\nBcc: c@d.example"), 422, "invalid_payload"),
+    "subject-long": (mail(subject="x" * 999), 422, "invalid_payload"),
+    "body-nul": (mail(body="a\0b"), 422, "invalid_payload"),
+    "oversize": (mail(body="x" * 262_144), 413, "body_too_large"),
+    "kind-unknown": (b'{"kind":"emial","payload":{}}', 422, "unknown_kind"),
+    "kind-number": (b'{"kind":5,"payload":{}}', 422, "unknown_kind"),
+    "kind-null": (b'{"kind":null,"payload":{}}', 422, "unknown_kind"),
+    "kind-nul": (b'{"kind":"a\\u0000b","payload":{}}', 422, "unknown_kind"),
+    "kind-alone": (b'{"kind":"work"}', 422, "invalid_payload"),
+    "kind-half": (b'{"kind":"work"', 400, "malformed_json"),
+    "kind-more": (b'{"kind":"work","payload":{},"priorty":1}', 422, "invalid_payload"),
+    "payload-text": (b'{"kind":"work","payload":"x"}', 422, "invalid_payload"),
+    "payload-null": (b'{"kind":"work","payload":null}', 422, "invalid_payload"),
+    "payload-nul": (b'{"kind":"work","payload":{"a":"\\u0000"}}', 422, "invalid_payload"),
+    "payload-nul-key": (b'{"kind":"work","payload":{"\\u0000":1}}', 422, "invalid_payload"),
+    "payload-deep": (b'{"kind":"work","payload":' + b'{"a":' * 40 + b"1" + b"}" * 41, 422, "invalid_payload"),
+    "payload-surrogate": (b'{"kind":"work","payload":{"a":"\\udfff"}}', 400, "malformed_json"),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "code"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
+def test_post_refuses_what_it_can_not_take(service: Program, body: bytes, status: int, code: str):
+    is_problem(post(service, body), status, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        (mail(sbject="x"), "sbject", "did you mean subject?"),
+        (mail(To=5), "To", "string"),
+        (mail(subject=None), "subject", "is missing"),
+        (b'{"kind":"emial","payload":{}}', "kind", "did you mean email?"),
+        (b'{"kind":"work","payload":{},"queu":1}', "queu", "send kind and payload"),
+    ],
+)
+def test_post_names_the_field_and_the_remedy(service: Program, body: bytes, field: str, words: str):
+    answer = post(service, body)
+
+    assert answer.json["field"].lower() == field.lower()
+    assert words in answer.json["detail"]
+
+
+def test_post_refuses_a_compressed_body(service: Program):
+    is_problem(post(service, mail(), Content_Encoding="gzip"), 415, "compressed_body")
+
+
+def test_post_refuses_a_body_of_unknown_length_when_it_grows_too_large(service: Program):
+    async def send() -> tuple[int, dict[str, Any]]:
+        async def chunks():
+            for _ in range(40):
+                yield b"x" * 10_000
+
+        async with (
+            aiohttp.ClientSession() as client,
+            client.post(service.url + "/task/", data=chunks()) as response,
+        ):
+            return response.status, await response.json(content_type=None)
+
+    status, document = asyncio.run(send())
+
+    assert (status, document["code"]) == (413, "body_too_large")
+
+
+def test_refused_submissions_leave_no_trace(service: Program, module_database: str):
+    with psycopg.connect(module_database, autocommit=True) as connection:
+        count = "select (select count(*) from taskq.task), (select last_value from taskq.task_id)"
+        before = connection.execute(count).fetchone()
+
+        for body, _, _ in BAD_BODIES.values():
+            post(service, body)
+
+        assert connection.execute(count).fetchone() == before
+
+
+# -- fuzz
+
+words = st.text(alphabet=st.characters(exclude_categories=()), max_size=30)
+leaves = st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats() | words
+documents = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4), max_leaves=12
+)
+fields = st.sampled_from(["To", "to", "subject", "body", "kind", "payload", "queue"])
+near_mails = st.dictionaries(fields, documents, max_size=5)
+kinds = st.fixed_dictionaries({"kind": st.just("work") | words, "payload": st.dictionaries(words, documents)})
+bodies = (
+    st.binary(max_size=200)
+    | st.builds(lambda document: json.dumps(document).encode(), documents | near_mails | kinds)
+    | st.builds(lambda to, subject: mail(To=to, subject=subject), words, words)
+    | st.builds(lambda at, byte: mail()[:at] + byte + mail()[at + 1 :], st.integers(0, 90), st.binary(max_size=3))
+)
+
+
+@fuzz(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=bodies)
+def test_post_never_fails_on_any_body(service: Program, body: bytes):
+    answer = post(service, body)
+
+    assert answer.status < 500, (body, answer.body)
+    assert answer.status == 201 or set(answer.json) - {"field"} == PROBLEM
+    if answer.status == 201:
+        assert shown(service, answer.json["id"])["id"] == answer.json["id"]
+
+
+@fuzz(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.text(alphabet="/taskinbox0123456789%-+.?=&{}", max_size=20))
+def test_no_address_fails(service: Program, path: str):
+    answer = service.call("GET", "/" + path)
+
+    assert answer.status < 500
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"GARBAGE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00", b"POST /task/ HTTP/1.1\r\nHost: x\r\n"],
+    ids=["garbage", "version", "tls", "half"],
+)
+def test_broken_http_does_not_disturb_others(service: Program, request_line: bytes):
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(request_line)
+        connection.shutdown(socket.SHUT_WR)
+        received = connection.recv(65_536)
+
+    assert b" 500 " not in received.split(b"\r\n")[0]
+    assert service.call("GET", "/health/live").status == 200
+
+
+# -- show
+
+
+def test_get_shows_the_life_of_a_task(service: Program, tmp_path: Path):
+    started, until = tmp_path / "started", tmp_path / "until"
+    task_id = service.submit(started=str(started), until=str(until))
+    wait_until(started.exists)
+
+    during = shown(service, task_id)
+    until.touch()
+    after = becomes(service, task_id, "Ok")
+
+    assert (during["status"], during["attempt"], during["finished_at"]) == ("in-progress", 1, None)
+    assert (after["id"], after["kind"], after["queue"], after["reason"]) == (task_id, "work", "default", None)
+    assert after["created_at"] <= after["started_at"] <= after["finished_at"]
+    assert after["created_at"].endswith("Z")
+
+
+def test_get_shows_what_is_due_later_as_pending(service: Program, module_database: str):
+    with psycopg.connect(module_database, autocommit=True) as connection:
+        made = connection.execute("select taskq.enqueue('work', '{}', due_at => now() + interval '1 hour')").fetchone()
+
+    task = shown(service, made[0] if made else 0)
+
+    assert (task["status"], task["attempt"], task["attempts"]) == ("pending", 0, [])
+
+
+def test_get_shows_what_waits_for_its_retry_as_pending(service: Program):
+    task_id = service.submit(do="retry", after_s=600)
+    wait_until(lambda: shown(service, task_id)["last_error"])
+
+    task = shown(service, task_id)
+
+    assert (task["status"], task["attempt"], task["max_attempts"]) == ("pending", 1, 3)
+    assert task["due_at"] > task["created_at"]
+    assert [(each["attempt"], each["outcome"], each["error"]) for each in task["attempts"]] == [(1, "retry", "not yet")]
+
+
+def test_get_shows_why_a_task_failed(service: Program):
+    task = becomes(service, service.submit(do="fail"), "failed")
+
+    assert (task["reason"], task["last_error"]) == ("permanent", "no such luck")
+
+
+def test_head_is_get_without_a_body(service: Program):
+    answer = service.call("HEAD", f"/task/{post(service, mail()).json['id']}")
+
+    assert (answer.status, answer.body) == (200, b"")
+
+
+BAD_ADDRESSES = {
+    "unknown": ("GET", "/task/999999999", 404, "no_such_task"),
+    "zero": ("GET", "/task/0", 404, "no_such_task"),
+    "largest": ("GET", f"/task/{2**63 - 1}", 404, "no_such_task"),
+    "too-large": ("GET", f"/task/{2**63}", 404, "no_such_task"),
+    "far-too-large": ("GET", "/task/" + "9" * 30, 404, "no_such_task"),
+    "endless": ("GET", "/task/" + "9" * 31, 400, "invalid_id"),
+    "negative": ("GET", "/task/-1", 400, "invalid_id"),
+    "plus": ("GET", "/task/+1", 400, "invalid_id"),
+    "word": ("GET", "/task/one", 400, "invalid_id"),
+    "float": ("GET", "/task/1.0", 400, "invalid_id"),
+    "space": ("GET", "/task/1%20", 400, "invalid_id"),
+    "nul": ("GET", "/task/1%00", 400, "invalid_id"),
+    "fullwidth": ("GET", "/task/%EF%BC%91", 400, "invalid_id"),
+    "sub": ("GET", "/task/1/x", 404, "no_such_route"),
+    "nowhere": ("GET", "/nowhere", 404, "no_such_route"),
+    "root-of-tasks": ("GET", "/task/", 405, "method_not_allowed"),
+    "put": ("PUT", "/task/1", 405, "method_not_allowed"),
+    "post-health": ("POST", "/health/live", 405, "method_not_allowed"),
+    "mail-unknown": ("GET", "/inbox/999999999", 404, "no_such_mail"),
+    "mail-too-large": ("GET", f"/inbox/{2**63}", 404, "no_such_mail"),
+    "mail-word": ("GET", "/inbox/x", 400, "invalid_id"),
+    "page-word": ("GET", "/inbox?limit=x", 400, "invalid_query"),
+    "page-none": ("GET", "/inbox?limit=0", 400, "invalid_query"),
+    "page-large": ("GET", "/inbox?limit=101", 400, "invalid_query"),
+    "page-negative": ("GET", "/inbox?before=-1", 400, "invalid_query"),
+    "page-too-large": ("GET", f"/inbox?before={2**63}", 400, "invalid_query"),
+    "page-digits": ("GET", "/inbox?before=" + "9" * 5_000, 400, "invalid_query"),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "status", "code"), BAD_ADDRESSES.values(), ids=BAD_ADDRESSES.keys())
+def test_addresses_that_lead_nowhere_say_so(service: Program, method: str, path: str, status: int, code: str):
+    is_problem(service.call(method, path), status, code)
+
+
+def test_wrong_method_is_told_the_right_one(service: Program):
+    assert service.call("PUT", "/task/").headers["Allow"] == "POST"
+    assert service.call("POST", "/task/1").headers["Allow"] == "GET, HEAD"
+
+
+def test_inbox_shows_what_was_sent_newest_first(service: Program):
+    ids = [post(service, mail(subject=f"Mail {n}")).json["id"] for n in range(3)]
+    for task_id in ids:
+        becomes(service, task_id, "Ok")
+
+    page = service.call("GET", "/inbox?limit=2").json["mails"]
+    rest = service.call("GET", f"/inbox?limit=100&before={page[-1]['id']}").json["mails"]
+
+    assert [each["id"] for each in page + rest] == sorted((each["id"] for each in page + rest), reverse=True)
+    sent = {each["task_id"]: each for each in page + rest}
+    assert set(ids) <= set(sent)
+    assert (sent[ids[1]]["to"], sent[ids[1]]["subject"], sent[ids[1]]["body"].strip()) == (
+        "example@gmail.com",
+        "Mail 1",
+        "Test E-Mail Body",
+    )
+    assert service.call("GET", f"/inbox/{page[0]['id']}").headers["Content-Type"] == "message/rfc822"
+
+
+# -- health, and what it is like when it is bad
+
+
+def test_health_says_that_all_is_well(service: Program):
+    ready = service.call("GET", "/health/ready")
+
+    assert service.call("GET", "/health/live").status == 200
+    assert (ready.status, ready.json["status"], ready.json["listener"]) == (200, "ready", "up")
+    assert ready.json["pid"] == service.process.pid
+    assert ready.headers["Cache-Control"] == "no-store"
+
+
+def test_database_away_is_a_503_that_says_when_to_try_again(database: str, postgres: str, tmp_path: Path):
+    with (
+        serving(tmp_path, *QUICK, database=database, environment=handlers(tmp_path)) as service,
+        psycopg.connect(postgres, autocommit=True) as server,
+    ):
+        before = post(service, mail()).json["id"]
+        name = urlsplit(database).path[1:]
+        server.execute(f"alter database {name} allow_connections false")  # pyright: ignore[reportArgumentType]
+        server.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s", (name,))
+
+        away = post(service, mail())
+        read = service.call("GET", f"/task/{before}")
+        wait_until(lambda: service.call("GET", "/health/ready").status == 503)
+        live = service.call("GET", "/health/live")
+        server.execute(f"alter database {name} allow_connections true")  # pyright: ignore[reportArgumentType]
+        wait_until(lambda: service.call("GET", "/health/ready").status == 200)
+        back = post(service, mail())
+
+        assert (away.status, int(away.headers["Retry-After"]) >= 1) == (503, True)
+        assert (read.status, int(read.headers["Retry-After"]) >= 1) == (503, True)
+        assert live.status == 200
+        assert back.status == 201
+        assert becomes(service, before, "Ok")["attempt"] == 1
+        becomes(service, back.json["id"], "Ok")
+
+
+def test_too_many_waiting_is_a_503_that_says_when_to_try_again(database: str, tmp_path: Path):
+    flags = (*QUICK, "--intake-waiting-max", "2")
+    with (
+        serving(tmp_path, *flags, database=database) as service,
+        psycopg.connect(database) as other,
+        ThreadPoolExecutor(8) as callers,
+    ):
+        other.execute("lock table taskq.task")
+        calls = [callers.submit(post, service, mail()) for _ in range(8)]
+        wait_until(lambda: sum(call.done() for call in calls) == 6)
+        other.rollback()
+        answers = [call.result() for call in calls]
+
+    full = [answer for answer in answers if answer.status == 503]
+    assert [answer.status for answer in answers].count(201) == 2
+    assert [(answer.json["code"], answer.headers["Retry-After"]) for answer in full] == [("intake_full", "1")] * 6
+
+
+def test_client_that_hangs_up_loses_nothing(database: str, tmp_path: Path):
+    with serving(tmp_path, *QUICK, database=database) as service, psycopg.connect(database) as other:
+        place = urlsplit(service.url)
+        other.execute("lock table taskq.task")
+        request = b"POST /task/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(mail()), mail())
+        for _ in range(5):
+            with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+                connection.sendall(request)
+        other.rollback()
+
+        wait_until(lambda: len(service.call("GET", "/inbox").json["mails"]) == 5)
