@@ -7,7 +7,8 @@ ago than the retention.  *Partitions* are made before the ids reach them, and dr
 everything in them is old.
 
 Each step is one transaction that begins by becoming the leader (an advisory lock that ends with the
-transaction): no election, no term, nothing to hold when the process dies.
+transaction): no election, no term, nothing to hold when the process dies.  A leader that freezes in
+the middle is thrown out by the server, or nobody could rescue what it holds.
 """
 
 import asyncio

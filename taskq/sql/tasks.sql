@@ -169,8 +169,10 @@ update taskq.task t
 returning t.id;
 
 -- name: become_leader
--- Take the right to sweep until this transaction ends; false: another instance is at it.
-select pg_try_advisory_xact_lock(1953719656, -1);
+-- Take the right to sweep until this transaction ends; false: another instance is at it.  The server
+-- throws out a leader that falls silent (frozen, cut off) for two seconds, so that others can rescue.
+select pg_try_advisory_xact_lock(1953719656, -1) as leader,
+       set_config('idle_in_transaction_session_timeout', '2s', true) as patience;
 
 -- name: expire_leases
 -- End the leases of other instances that have not been beaten for :lease_s seconds.

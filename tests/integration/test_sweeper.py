@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 from rig import Connection, attempts, put, register, row, says
 
+from taskq import sql
 from taskq import sweeper as module
 from taskq.config import Settings
 from taskq.errors import StoreUnavailable
@@ -108,6 +109,21 @@ async def test_rescue_leaves_it_to_the_instance_that_is_at_it(sweeper: Sweeper, 
     await other.close()
     assert rescued == 0
     assert (await row(connection, task_id))["status"] == 1
+
+
+async def test_rescue_goes_on_when_the_leader_froze_in_the_middle(
+    sweeper: Sweeper, database: str, connection: Connection, eventually: Any
+):
+    await running_at(connection, DEAD)
+    frozen = await asyncpg.connect(database)
+    await frozen.execute("begin")
+    assert await frozen.fetchval(sql.load("tasks")["become_leader"].text)
+
+    async def rescued() -> bool:
+        return await sweeper.rescue() == 1
+
+    await eventually(rescued)
+    frozen.terminate()
 
 
 async def test_third_crash_fails_a_task_as_poisoned(sweeper: Sweeper, store: Store, connection: Connection):
