@@ -142,7 +142,7 @@ with settled as (
            owner       = null,
            finished_at = now()
       from unnest(:ids::bigint[], :runs::integer[]) as o (id, run)
-     where t.id = any (:ids::bigint[]) and t.id = o.id and t.owner = :owner and t.run = o.run
+     where t.id = o.id and t.owner = :owner and t.run = o.run
     returning t.id, t.queue, t.kind),
 counted as (
     insert into taskq.minute_count as m (minute, owner, queue, kind, status, n)
