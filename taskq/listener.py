@@ -63,7 +63,6 @@ class Listener:
         self.url: str | None = None
         self.listening = False
         self.peers = 0
-        self.neighbour_urls: list[str] = []
         self._settings = settings
         self._instance = instance
         self._sql = sql.load("lease")
@@ -91,6 +90,14 @@ class Listener:
         """Tell the other instances that tasks are waiting; coalesced, free when there are none."""
         if self.peers:
             self._loop.call_soon_threadsafe(self._wake_others.set)
+
+    async def neighbours(self) -> int:
+        """Return how many other instances live on this machine, as the table says now."""
+        asked = asyncio.run_coroutine_threadsafe(self._bury_neighbours(), self._loop)
+        try:
+            return await asyncio.wrap_future(asked)
+        except StoreUnavailable:
+            return 0
 
     def mask(self, on: bool) -> None:  # noqa: FBT001 - a switch is a boolean
         """Hold or drop the advisory lock that spares SQL producers their NOTIFY."""
@@ -190,17 +197,20 @@ class Listener:
         self.lease.renewed(rows[0][0], asked_at)
         await self._bury_neighbours()
 
-    async def _bury_neighbours(self) -> None:
-        """End the leases of dead processes of this machine at once, instead of when they run out."""
+    async def _bury_neighbours(self) -> int:
+        """End the leases of dead processes of this machine at once; return the number of living ones."""
         namespace = process_namespace()
         if namespace is None:
-            return
+            return 0
         neighbours = await self._ask("neighbours", namespace=namespace, own=self.lease.id)
-        self.neighbour_urls = [row[3] for row in neighbours if row[3]]
+        living = 0
         for row in neighbours:
-            if process_start(row[1]) != row[2]:
-                await self._ask("end_lease", lease=row[0])
-                logger.info("ended the lease of a dead process of this host", extra={"lease": row[0], "pid": row[1]})
+            if process_start(row[1]) == row[2]:
+                living += 1
+                continue
+            await self._ask("end_lease", lease=row[0])
+            logger.info("ended the lease of a dead process of this host", extra={"lease": row[0], "pid": row[1]})
+        return living
 
     async def _renew(self) -> None:
         asked_at = time.monotonic()

@@ -43,7 +43,7 @@ from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.worker import Worker
 
-__all__ = ["Banner", "Parts", "database", "run_service", "running_parts"]
+__all__ = ["Banner", "Parts", "database", "run_service", "running_parts", "spare_collector"]
 
 logger = logging.getLogger("taskq.service")
 
@@ -52,6 +52,7 @@ START_TIMEOUT_S = 30.0  # for the first lease once the database answers
 DEATH_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
 CAPTURE_BATCH_MAX = 500
+COLLECT_AFTER = (50_000, 20, 50)  # new containers, then young and middle collections
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             url = await _serve_somewhere(site, settings, parts.listener)
             parts.listener.url = url
             announce(Banner(__version__, url, described, _mails(settings), settings.role, warnings))
-            gc.freeze()  # what the start left behind lives as long as the process: never look at it again
+            spare_collector()
             await stop.wait()
             logger.info("stopping")
             api.stopping = True
@@ -250,12 +251,11 @@ def _durability(server: Server, settings: Settings) -> tuple[str, ...]:
 
 
 async def _serve_somewhere(site: Site, settings: Settings, listener: Listener) -> str:
-    """Serve on the port wished for, or beside an instance of ours that has the default one."""
+    """Serve on the port wished for; where none was and an instance of ours is here already, on a free one."""
     try:
         return await site.serve(settings.host, settings.port)
     except ConfigError:
-        ours = f":{settings.port}"
-        if "port" in settings.model_fields_set or not any(url.endswith(ours) for url in listener.neighbour_urls):
+        if "port" in settings.model_fields_set or not await listener.neighbours():
             raise
         return await site.serve(settings.host, 0)
 
@@ -278,6 +278,12 @@ def _mails(settings: Settings) -> str:
     if _catches(settings):
         return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
     return f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+
+
+def spare_collector() -> None:
+    """Let the garbage collector look only at what is new, and less often: tasks end by their last reference."""
+    gc.freeze()  # what the start left behind lives as long as the process: never look at it again
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _listen_to_signals(stop: asyncio.Event, hurry: asyncio.Event) -> None:

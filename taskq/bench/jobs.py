@@ -5,7 +5,6 @@ Where the submitter must be alone, the parts have the role `api`, in which nothi
 """
 
 import asyncio
-import gc
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +17,7 @@ from taskq.bench.usage import Meter, memory_peak_mib, percentile
 from taskq.config import Settings
 from taskq.database import Session
 from taskq.kinds.registry import Handler, Registry, make_kind
-from taskq.service import Parts, running_parts
+from taskq.service import Parts, running_parts, spare_collector
 from taskq.task import NewTask, RetryPolicy
 
 __all__ = ["bench_session", "drain", "read", "steady", "submit", "wake_here", "wake_there"]
@@ -188,7 +187,7 @@ async def _parts(dsn: str, function: Handler, **changes: Any) -> AsyncGenerator[
         registry.add(make_kind("noop", function, RetryPolicy(), TIMEOUT_S, max_attempts=1, ack_each=False))
 
     async with running_parts(settings, dsn, dsn, prepare) as (parts, _):
-        gc.freeze()  # as the service does
+        spare_collector()  # as the service does
         yield parts
 
 

@@ -16,7 +16,7 @@ returning id, (select count(*) from taskq.lease where id <> :lease) as peers;
 
 -- name: neighbours
 -- List the leases of processes of this very machine (and process namespace) other than :own.
-select id, pid, pid_start, url from taskq.lease where namespace = :namespace and id <> :own;
+select id, pid, pid_start from taskq.lease where namespace = :namespace and id <> :own;
 
 -- name: end_lease
 -- End a lease whose process is known to be gone, or our own at a graceful stop.

@@ -264,18 +264,21 @@ async def test_listener_buries_dead_neighbours_at_once(database: str, settings: 
         assert left == {living, elsewhere, listener.lease.id}
 
 
-async def test_listener_knows_where_its_neighbours_serve(database: str, settings: Settings, connection: Connection):
-    neighbour = await register(connection)
-    await connection.execute(
-        "update taskq.lease set namespace = $2, pid = $3, pid_start = $4, url = 'http://127.0.0.1:8080' where id = $1",
-        neighbour,
-        process_namespace(),
-        os.getpid(),
-        process_start(os.getpid()),
-    )
-
+async def test_listener_counts_the_living_instances_of_this_machine(
+    database: str, settings: Settings, connection: Connection
+):
     async with listening(database, settings) as (listener, _):
-        assert listener.neighbour_urls == ["http://127.0.0.1:8080"]
+        assert await listener.neighbours() == 0
+        neighbour = await register(connection)
+        await connection.execute(
+            "update taskq.lease set namespace = $2, pid = $3, pid_start = $4 where id = $1",
+            neighbour,
+            process_namespace(),
+            os.getpid(),
+            process_start(os.getpid()),
+        )
+
+        assert await listener.neighbours() == 1
 
 
 async def test_listener_buries_nobody_where_processes_can_not_be_told_apart(
