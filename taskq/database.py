@@ -101,9 +101,12 @@ class Session:
         finally:
             self._in_transaction = False
 
-    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
-        """Call `heard` with the payload of every notification on `channel` until the connection ends."""
+    async def listen(
+        self, channel: str, heard: Callable[[str], None], *, ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """Call `heard` with the payload of every notification on `channel`, and `ended` when no more can come."""
         connection = await self._open()
+        connection.add_termination_listener(lambda _connection: ended())
         try:
             await connection.add_listener(channel, lambda _connection, _pid, _channel, payload: heard(str(payload)))
         except _ZOO as error:

@@ -11,7 +11,9 @@ nothing else: what it hears it hands over as "wake".
    a new id and tell the dispatcher to give up the runs of the old one.
 3. Probe every `probe_s`: NOTIFY a nonce on one connection, expect it on the other.  A flag can lie
    (behind a transaction pooler LISTEN succeeds and is dead); a round trip can't.
-4. Anything that fails: close both, wait (full jitter, at most 5 s), begin again; for ever.
+4. A listening connection that the server closes is noticed at once; one that is cut silently, by the
+   probe.
+5. Anything that fails: close both, wait (full jitter, at most 5 s), begin again; for ever.
 
 The main loop ticks; when it has not ticked for `loop_stall_s` the thread logs where it hangs and
 stops beating, so that others rescue what a process that hangs for ever would keep for ever.
@@ -78,6 +80,7 @@ class Listener:
         self._mask_changed = asyncio.Event()
         self._mask = False
         self._heard = asyncio.Event()
+        self._cut = asyncio.Event()
         self._nonce = ""
         self._first = threading.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -151,6 +154,7 @@ class Listener:
                         group.create_task(self._probe())
                         group.create_task(self._relay_wakes())
                         group.create_task(self._hold_mask())
+                        group.create_task(self._notice_cut())
                 except* StoreUnavailable as group_error:
                     if self.listening or failures == 0:
                         logger.warning("listener lost PostgreSQL", extra={"error": str(group_error.exceptions[0])})
@@ -163,7 +167,8 @@ class Listener:
             await self._leave()
 
     async def _connect(self) -> None:
-        await self._listen.listen("taskq_wake", lambda _payload: self._to_main(self._on_wake))
+        cut = self._cut = asyncio.Event()  # of this connection: an earlier one may still be ending
+        await self._listen.listen("taskq_wake", lambda _payload: self._to_main(self._on_wake), ended=cut.set)
         await self._listen.listen(self._channel, self._hear)
         if self.lease.id == 0:
             await self._register()
@@ -252,6 +257,10 @@ class Listener:
                     f"a notification did not come back within {PROBE_TIMEOUT_S:g} s: LISTEN is dead here; "
                     "if database_url goes through a pooler, set database_direct_url"
                 ) from None
+
+    async def _notice_cut(self) -> None:
+        await self._cut.wait()
+        raise StoreUnavailable("the server closed the connection that listens")
 
     async def _relay_wakes(self) -> None:
         while True:

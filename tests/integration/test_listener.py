@@ -112,8 +112,8 @@ async def test_listener_listens_before_it_wakes(
     order: list[str] = []
     listen, fetch = Session.listen, Session.fetch
 
-    async def noting_listen(self: Session, channel: str, heard: Callable[[str], None]) -> None:
-        await listen(self, channel, heard)
+    async def noting_listen(self: Session, channel: str, heard: Callable[[str], None], **more: Any) -> None:
+        await listen(self, channel, heard, **more)
         order.append("listen")
 
     async def noting_fetch(self: Session, statement: Any, /, **values: Any) -> Any:
@@ -279,6 +279,20 @@ async def test_listener_counts_the_living_instances_of_this_machine(
         )
 
         assert await listener.neighbours() == 1
+
+
+async def test_listener_notices_at_once_that_its_connection_was_closed(
+    database: str, settings: Settings, connection: Connection, eventually
+):
+    async with listening(database, settings, beat_s=60, probe_s=60, lease_s=3_600) as (_, heard):
+        await eventually(says(lambda: heard.wakes == 1))
+        await connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'taskq listen' and datname = current_database()"
+        )
+
+        await eventually(says(lambda: heard.wakes > 1))  # what was sent meanwhile is looked for
+        await hears_again(connection, heard, eventually)
 
 
 async def test_listener_buries_nobody_where_processes_can_not_be_told_apart(
