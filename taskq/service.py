@@ -231,6 +231,7 @@ async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[BaseExce
 async def _ask(store: Store) -> Server:
     try:
         server = await store.server()
+        await store.prepare()
     except StoreUnavailable as error:
         raise ConfigError(f"the database can't be used ({error}): check database_url") from None
     if server.version_num < SERVER_VERSION_MIN:

@@ -70,6 +70,17 @@ class Store:
             lambda: session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
         )
 
+    async def prepare(self) -> None:
+        """Connect the hot paths and let PostgreSQL parse their statements, before anything depends on them.
+
+        Otherwise the first settle would do that after the first mail's final dot, where time is dear: a
+        crash in it sends the mail twice.
+        """
+        await self.insert([], births=0, owner=0)
+        await self.claim([("default", 0)], [EARLIEST], slots=0, owner=0)
+        await self._settle_ok((), owner=0)
+        await self._settle_any(())
+
     async def insert(self, batch: Sequence[NewTask], *, births: int, owner: int) -> list[tuple[int, int, datetime]]:
         """Store submissions; return for each its id, its status and when it was created.
 
@@ -125,27 +136,32 @@ class Store:
         """Write outcomes; return how many were still ours to write, the rest is superseded."""
         first = changes[0].owner
         if all(change.status is Status.OK and change.owner == first for change in changes):
-            rows = await self._settles.fetch(
-                self._sql["settle_ok"],
-                ids=[change.id for change in changes],
-                runs=[change.run for change in changes],
-                owner=first,
-            )
-            return int(rows[0][0])
-        return len(
-            await self._settles.fetch(
-                self._sql["settle"],
-                ids=[change.id for change in changes],
-                runs=[change.run for change in changes],
-                owners=[change.owner for change in changes],
-                statuses=[change.status for change in changes],
-                delays_s=[change.delay_s for change in changes],
-                finals=[_NOW if change.delay_s is None else None for change in changes],
-                attempts_back=[change.attempt_back for change in changes],
-                reasons=[change.reason for change in changes],
-                errors=[change.error for change in changes],
-            )
+            return await self._settle_ok(changes, owner=first)
+        return await self._settle_any(changes)
+
+    async def _settle_ok(self, changes: Sequence[Change], *, owner: int) -> int:
+        rows = await self._settles.fetch(
+            self._sql["settle_ok"],
+            ids=[change.id for change in changes],
+            runs=[change.run for change in changes],
+            owner=owner,
         )
+        return int(rows[0][0])
+
+    async def _settle_any(self, changes: Sequence[Change]) -> int:
+        rows = await self._settles.fetch(
+            self._sql["settle"],
+            ids=[change.id for change in changes],
+            runs=[change.run for change in changes],
+            owners=[change.owner for change in changes],
+            statuses=[change.status for change in changes],
+            delays_s=[change.delay_s for change in changes],
+            finals=[_NOW if change.delay_s is None else None for change in changes],
+            attempts_back=[change.attempt_back for change in changes],
+            reasons=[change.reason for change in changes],
+            errors=[change.error for change in changes],
+        )
+        return len(rows)
 
     async def rescue(self, *, own: int, lease_s: float, batch: int) -> list[tuple[int, int, str | None]] | None:
         """Take over what ended leases had in progress; None when another instance is at it.

@@ -19,8 +19,6 @@ QUIET = {"poll_s": 60, "sweep_s": 300, "beat_s": 60, "lease_s": 600, "probe_s": 
 POINTS_MAX = 60  # of one system call; the longest path has fewer than half as many
 DUPLICATING_MAX = 4
 """The reply to the dot and the settle; the client's hanging up and a wake-up may fall between them."""
-DUPLICATING_COLD_MAX = 16
-"""The first settle of a process also opens its connection and prepares its statement: 12 more."""
 LONG = pytest.mark.skipif(SCALE == 1, reason="two starts for each point: only with TASKQ_CRASH_SECONDS above 150")
 
 
@@ -75,7 +73,7 @@ def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool
         print(f"  crash points {len(points)}, of which {len(duplicating)} send a mail twice")
         assert not report.violations
         assert len(points) >= 6
-        assert len(duplicating) <= (DUPLICATING_MAX if warm else DUPLICATING_COLD_MAX)
+        assert len(duplicating) <= DUPLICATING_MAX
 
 
 def _warm_up(campaign: Campaign) -> None:
