@@ -329,8 +329,10 @@ class Dispatcher:
     def lost(self, lease: int) -> None:
         """Give up the runs of a lease that another instance ended: they run elsewhere by now."""
         for execution in list(self._running.values()):
-            if execution.run.owner == lease:
+            if execution.run.owner == lease and execution.context.interruptible:
                 execution.end(Released())
+            elif execution.run.owner == lease:
+                execution.deadline = 0.0  # ended when its span is over; whatever it comes to is discarded
         self.wake.now()
 
     def _reconcile_due(self) -> bool:

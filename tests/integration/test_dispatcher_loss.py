@@ -184,6 +184,38 @@ async def test_runs_of_a_lost_lease_are_cancelled_and_run_again_under_a_new_one(
     assert work.ended == [task_id]
 
 
+async def test_run_of_a_lost_lease_is_cancelled_only_after_its_uninterruptible_span(
+    settings: Settings, connection: Connection, eventually
+):
+    said: list[str] = []
+    inside, leave = asyncio.Event(), asyncio.Event()
+
+    async def work(_payload: dict[str, Any], context: Context) -> None:
+        if context.attempt > 1:
+            return
+        with context.uninterruptible():
+            inside.set()
+            await leave.wait()
+            said.append("span over")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            said.append("cancelled")
+            raise
+
+    async with running(settings, kind("work", work), beat_s=0.1, sweep_s=0.1) as parts:
+        task_id = await parts.intake.submit(new())
+        await inside.wait()
+        await end_lease(parts, connection)
+
+        await eventually(becomes(connection, task_id, 2))
+        assert said == []
+        leave.set()
+
+        await eventually(says(lambda: said == ["span over", "cancelled"]))
+    assert (await row(connection, task_id))["run"] == 2
+
+
 async def test_runs_of_another_lease_are_left_alone_when_one_is_lost(
     settings: Settings, connection: Connection, eventually
 ):
