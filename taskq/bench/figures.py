@@ -160,7 +160,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("… CPU of process and server per task", "µs", ("submit.tasks.cpu_us",)),
     Figure("taskq.enqueue() per call, 1 connection", "/s", ("sql.one.rate",)),
     Figure("taskq.enqueue() per call, 16 connections", "/s", ("sql.many.rate",)),
-    Figure("taskq.enqueue() over a set of rows", "/s", ("sql.bulk.rate",), least=75_800, beyond=113_700),
+    Figure("taskq.enqueue_many() of a set", "/s", ("sql.bulk.rate",), least=75_800, beyond=113_700),
     # Working
     Figure("drain of waiting no-op tasks", "/s", ("drain.rate",), least=29_000, beyond=46_600),
     Figure("… CPU of process and server per task", "µs", ("drain.cpu_us",), most=65),

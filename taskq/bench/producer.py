@@ -1,7 +1,7 @@
 """What a child does as another application: submit by SQL, with nothing of taskq but its function.
 
 Another application has no natural batching unless it builds one: each call is a commit of its own,
-or a statement is over a set of rows.  Both are measured, and the pace of a lone caller.
+or hands over a set.  Both are measured, and the pace of a lone caller.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ async def enqueue(dsn: str, connections: int, seconds: float) -> dict[str, float
 
 
 async def bulk(dsn: str, tasks: int) -> dict[str, float]:
-    """Call it for a set of rows in one statement."""
+    """Hand over a set in one statement."""
     session = bench_session(dsn)
     await session.open()
     began = time.perf_counter()

@@ -58,7 +58,8 @@ select taskq.enqueue('noop', :payload::jsonb);
 
 -- name: enqueue_many
 -- Submit :tasks tasks in one statement, as another application does.
-select count(taskq.enqueue('noop', jsonb_build_object('n', n))) from generate_series(1, :tasks::bigint) as n;
+select count(*)
+  from taskq.enqueue_many('noop', array(select jsonb_build_object('n', n) from generate_series(1, :tasks::bigint) as n));
 
 -- name: counts
 -- Count the tasks stored and those that ended Ok.

@@ -93,6 +93,53 @@ async def test_enqueue_takes_many_in_one_transaction(connection: Connection):
     assert await statuses(connection) == {0: 5_000}
 
 
+async def test_enqueue_many_stores_all_in_the_order_given_and_wakes_once(
+    connection: Connection, ear: "Ear", eventually
+):
+    due_at = datetime.now(UTC)
+
+    ids = await connection.fetch(
+        "select taskq.enqueue_many('work', array(select jsonb_build_object('n', n) from generate_series(1, 5000) n),"
+        " 'bulk', -5, $1, 3) as id",
+        due_at,
+    )
+
+    stored = await connection.fetch(
+        "select id, payload->>'n', queue, priority, due_at, max_attempts from taskq.task order by id"
+    )
+    assert [tuple(each) for each in stored] == [
+        (each["id"], str(n), "bulk", -5, due_at, 3) for n, each in enumerate(ids, 1)
+    ]
+    await eventually(says(lambda: ear.notes))
+    assert await heard(ear) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("'Work', '{}'", "kind is 'Work'"),
+        ("'work', null", "payloads has no elements"),
+        ("'work', array[null::jsonb]", r"payloads\[1\] is null"),
+        ("'work', array['{}', '[]', '1']::jsonb[]", r"payloads\[2\] is array"),
+        ("'work', array_fill('{}'::jsonb, array[100001])", "payloads has 100001 elements"),
+        ("'work', '{}', priority => 101", "priority is 101"),
+    ],
+)
+async def test_enqueue_many_refuses_all_when_one_can_not_be_a_task(
+    connection: Connection, arguments: str, message: str
+):
+    with pytest.raises(asyncpg.InvalidParameterValueError, match=message):
+        await connection.fetch(f"select taskq.enqueue_many({arguments})")
+
+    assert await statuses(connection) == {}
+
+
+async def test_enqueue_many_of_nothing_stores_nothing_and_is_silent(connection: Connection, ear: "Ear"):
+    assert await connection.fetch("select taskq.enqueue_many('work', '{}')") == []
+
+    assert (await statuses(connection), await heard(ear)) == ({}, 0)
+
+
 async def test_enqueue_needs_execute_and_nothing_else(database: str, connection: Connection):
     await connection.execute("drop role if exists taskq_test_shop")
     await connection.execute("create role taskq_test_shop")

@@ -18,9 +18,9 @@ from taskq.migrate import migrate, migrations_folder, roll_back
 NAMES = sorted(path.stem for path in migrations_folder().glob("[0-9]*.py"))
 YOYO = {"_yoyo_log", "_yoyo_migration", "_yoyo_version", "yoyo_lock"}
 
-SLOW = """
+SLOW = f"""
 from yoyo import step
-__depends__ = {"0002_enqueue"}
+__depends__ = {{"{NAMES[-1]}"}}
 steps = [step("create table taskq.half ()", "drop table taskq.half"), step("select pg_sleep(600)")]
 """
 BAD = SLOW.replace("select pg_sleep(600)", "select no_such_thing")
@@ -108,9 +108,7 @@ async def test_migrate_is_done_once_when_several_start_together(bare: str, raw: 
 
 async def test_migrate_breaks_a_lock_that_a_dead_process_left(bare: str, raw: Connection):
     await migrate(bare)
-    await raw.execute("delete from taskq._yoyo_migration where migration_id = $1", NAMES[-1])
-    for name in ("enqueue(text, jsonb, text, integer, timestamptz, integer)", "wake()"):
-        await raw.execute(f"drop function taskq.{name}")
+    await roll_back(bare, keep=len(NAMES) - 1)
     await raw.execute("insert into taskq.yoyo_lock (locked, ctime, pid) values (1, now(), 4194304)")
 
     done = await migrate(bare)
