@@ -9,13 +9,14 @@ from email import message_from_bytes, policy
 from typing import Any, cast
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, hdrs, web
 
 from taskq.errors import InvalidPayload
 from taskq.intake import Intake
 from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
 from taskq.task import NewTask, Task
+from taskq.web.created import created
 from taskq.web.problem import problem
 from taskq.web.router import Router
 
@@ -51,21 +52,21 @@ class Api:
         router.add("POST", "/task/", self.create_task)
         router.add("POST", "/task", self.create_task)
 
-    async def create_task(self, request: web.BaseRequest, _argument: str) -> web.Response:
+    async def create_task(self, request: web.BaseRequest, _argument: str) -> web.StreamResponse:
         """Store a task; 201 means that it is committed and flushed."""
         if self.stopping:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
-        if "Content-Encoding" in request.headers:
+        if hdrs.CONTENT_ENCODING in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
-        body = await request.read()
+        body = request.content.read_nowait() if request.content.is_eof() else await _arriving(request)
+        if len(body) > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         new = self._other_kind(body) if b'"kind"' in body else None
         if new is None:
             kind = self._registry.get(MAIL)
             new = NewTask(MAIL, kind.check(body), max_attempts=kind.max_attempts)
         task_id = await self._intake.submit(new)
-        return web.Response(
-            status=201, body=b'{"message":"Task Created","id":%d}' % task_id, content_type="application/json"
-        )
+        return created(request, task_id)
 
     def _other_kind(self, body: bytes) -> NewTask | None:
         """Read `{"kind", "payload"}`; None when the word "kind" only stood somewhere inside a mail."""
@@ -120,6 +121,16 @@ class Api:
             return problem(404, "no_such_mail", f"there is no captured mail {mail_id}")
         headers = {"Content-Disposition": f'attachment; filename="{mail_id}.eml"', "X-Content-Type-Options": "nosniff"}
         return web.Response(body=row[5], content_type="message/rfc822", headers=headers)
+
+
+async def _arriving(request: web.BaseRequest) -> bytes:
+    """Read a body of which a part is still on its way; a client that asks first is told to send it."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
+        if (request.content_length or 0) > request.client_max_size:
+            raise web.HTTPRequestEntityTooLarge(request.client_max_size)
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # of the answer, nothing is written yet
+    return await request.read()
 
 
 def _id(text: str) -> int | web.Response:

@@ -45,8 +45,11 @@ class Router:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
-        path, argument = request.path, ""
-        methods = self._routes.get(path)
+        path, argument = request.raw_path, ""
+        methods = self._routes.get(path)  # as sent: the common addresses hold nothing to decode
+        if methods is None:
+            path = request.path
+            methods = self._routes.get(path)
         if methods is None:
             place, _, argument = path.rpartition("/")
             methods = self._routes.get(f"{place}/\0") if argument else None

@@ -5,6 +5,8 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -135,6 +137,90 @@ def test_post_answers_pipelined_requests_in_their_order(service: Program):
     ids = [int(part.split(b"}")[0]) for part in received.split(b'"id":')[1:]]
     assert ids == sorted(ids)
     assert received.count(b"HTTP/1.1 201 ") == 3
+
+
+def talk(service: Program, sent: bytes, *, until: bytes) -> bytes:
+    """What comes back for `sent`, up to the bytes `until` or the end."""
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(sent)
+        received = b""
+        while until not in received and (got := connection.recv(65_536)):
+            received += got
+    return received
+
+
+def head_of(answer: bytes) -> tuple[bytes, dict[str, str]]:
+    status, *lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    return status, dict(line.decode().split(": ", 1) for line in lines)
+
+
+def asking(*headers: bytes, body: bytes, version: bytes = b"1.1") -> bytes:
+    """A submission as it goes over the wire."""
+    return b"\r\n".join((b"POST /task/ HTTP/" + version, b"Host: x", *headers, b"", body))
+
+
+LENGTH = b"Content-Length: %d" % len(mail())
+
+
+def test_post_answers_on_the_wire_as_aiohttp_does(service: Program):
+    """A connection that stays open is answered by a block of ours, one that is closed by aiohttp."""
+    stays = talk(service, asking(LENGTH, body=mail()), until=b"}")
+    closes = talk(service, asking(LENGTH, b"Connection: close", body=mail()), until=b"no such bytes")
+
+    status, headers = head_of(stays)
+    assert (status, list(headers)) == (b"HTTP/1.1 201 Created", ["Content-Type", "Content-Length", "Date", "Server"])
+    assert int(headers["Content-Length"]) == len(stays.partition(b"\r\n\r\n")[2])
+    other_status, other = head_of(closes)
+    assert other_status == status
+    assert other.pop("Connection") == "close"
+    assert list(other) == list(headers)
+    assert all(other[name] == headers[name] for name in ("Content-Type", "Server"))
+    assert abs(parsedate_to_datetime(other["Date"]) - parsedate_to_datetime(headers["Date"])) < timedelta(seconds=9)
+
+
+def test_post_closes_the_connection_of_http_1_0(service: Program):
+    answer = talk(service, asking(LENGTH, body=mail(), version=b"1.0"), until=b"no such bytes")
+
+    assert answer.startswith(b"HTTP/1.0 201 Created\r\n")
+
+
+@pytest.mark.parametrize("cut", [1, 40, len(mail()) - 1])
+def test_post_takes_a_body_that_comes_in_pieces(service: Program, cut: int):
+    """The pieces are separate packets: the second is sent when the first has been read."""
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        for _ in range(2):
+            connection.sendall(asking(LENGTH, body=mail()[:cut]))
+            service.call("GET", "/health/live")
+            connection.sendall(mail()[cut:])
+
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 201 ")
+
+
+def test_post_takes_a_body_in_chunks(service: Program):
+    half = len(mail()) // 2
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (mail()[:half], mail()[half:], b""))
+    chunked = asking(b"Transfer-Encoding: chunked", body=chunks)
+
+    assert talk(service, chunked, until=b"}").startswith(b"HTTP/1.1 201 ")
+
+
+def test_post_tells_a_client_that_asks_first_to_send_its_body(service: Program):
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.sendall(asking(LENGTH, b"Expect: 100-continue", body=b""))
+
+        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+        connection.sendall(mail())
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 201 ")
+
+
+def test_post_refuses_a_body_that_is_too_large_before_it_is_sent(service: Program):
+    answer = talk(service, asking(b"Content-Length: 262145", b"Expect: 100-continue", body=b""), until=b"}")
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 BAD_BODIES = {
