@@ -14,6 +14,7 @@ the first check.
 import difflib
 import importlib
 import inspect
+import math
 import re
 import typing
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
 from taskq.task import Context, RetryPolicy
@@ -32,6 +33,9 @@ Handler = Callable[..., Awaitable[object]]
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 DEPTH_MAX = 32  # of a payload: deeper ones are refused rather than met by a recursion limit later
+
+
+_NUL = "a text holds the character U+0000, which PostgreSQL can't store: remove it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,17 @@ class Kind:
             InvalidPayload: It does not fit; names the field.
         """
         try:
-            return self.payload.dump_json(self.payload.validate_json(body)).decode()
+            value = self.payload.validator.validate_json(body)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_context=False)[0]
             message, name = self._sentence(detail)
             raise InvalidPayload(message, field=name, malformed=detail["type"] == "json_invalid") from None
+        stored = self.payload.serializer.to_json(value)
+        if b"null" in stored and stored.count(b"null") > body.count(b"null"):
+            # a default, or a double that is not finite: read from 1e999 or "inf", and written as null
+            check_depth(from_json(body))
+            check_depth(self.payload.serializer.to_python(value, mode="json"))
+        return stored.decode()
 
     def parse(self, payload: str) -> Any:
         """Read a stored payload; raises `InvalidPayload`."""
@@ -177,15 +187,19 @@ def make_kind(
 
 
 def check_depth(value: object, depth: int = 0) -> None:
-    """Raise `InvalidPayload` for JSON nested deeper than `DEPTH_MAX` or with a NUL in a string."""
+    """Raise `InvalidPayload` for JSON nested deeper than `DEPTH_MAX`, a NUL in a string or a number without end."""
     if depth > DEPTH_MAX:
         raise InvalidPayload(f"the payload is nested deeper than {DEPTH_MAX} levels: flatten it")
     if isinstance(value, dict):
         for key, item in typing.cast("dict[str, object]", value).items():
-            check_depth(key, depth)
+            if "\0" in key:
+                raise InvalidPayload(_NUL)
             check_depth(item, depth + 1)
     elif isinstance(value, list):
         for item in typing.cast("list[object]", value):
             check_depth(item, depth + 1)
-    elif isinstance(value, str) and "\0" in value:
-        raise InvalidPayload("a text holds the character U+0000, which PostgreSQL can't store: remove it")
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise InvalidPayload(_NUL)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidPayload(f"the number {value} is not finite: send one within ±1.7e308, or a text, or leave it out")

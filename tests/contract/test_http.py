@@ -278,6 +278,11 @@ BAD_BODIES = {
     "payload-nul": (b'{"kind":"work","payload":{"a":"\\u0000"}}', 422, "invalid_payload"),
     "payload-nul-key": (b'{"kind":"work","payload":{"\\u0000":1}}', 422, "invalid_payload"),
     "payload-deep": (b'{"kind":"work","payload":' + b'{"a":' * 40 + b"1" + b"}" * 41, 422, "invalid_payload"),
+    "payload-too-large-number": (b'{"kind":"work","payload":{"a":[1e999]}}', 422, "invalid_payload"),
+    "payload-too-low-number": (b'{"kind":"work","payload":{"a":-1e999}}', 422, "invalid_payload"),
+    "payload-nan": (b'{"kind":"work","payload":{"a":NaN}}', 422, "invalid_payload"),
+    "payload-infinity": (b'{"kind":"work","payload":{"a":{"b":-Infinity}}}', 422, "invalid_payload"),
+    "payload-endless-number": (b'{"kind":"work","payload":{"a":' + b"9" * 5_000 + b"}}", 400, "malformed_json"),
     "payload-surrogate": (b'{"kind":"work","payload":{"a":"\\udfff"}}', 400, "malformed_json"),
 }
 
@@ -302,6 +307,31 @@ def test_post_names_the_field_and_the_remedy(service: Program, body: bytes, fiel
 
     assert answer.json["field"].lower() == field.lower()
     assert words in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    "number", ["1e999", "-1e999", "NaN", "Infinity"], ids=["large", "low", "not-a-number", "infinity"]
+)
+def test_post_names_a_number_that_is_no_finite_double(service: Program, number: str):
+    answer = post(service, b'{"kind":"work","payload":{"a":%s}}' % number.encode())
+
+    assert f"the number {float(number)} is not finite" in answer.json["detail"]
+
+
+NUMBERS = ("0", "-1", "1.5", "-0.25", str(2**63), str(2**64), str(-(2**64) - 1), str(10**30 + 1), "9" * 4_000)
+
+
+def test_post_stores_numbers_exactly(service: Program, module_database: str):
+    """Whole ones of any length, others as doubles."""
+    document = f'{{"numbers":[{",".join(NUMBERS)}],"double":0.1,"small":1e-300,"large":1.5e300}}'
+
+    answer = post(service, f'{{"kind":"work","payload":{document}}}'.encode())
+
+    with psycopg.connect(module_database) as connection:
+        query = "select payload = %s::jsonb, payload -> 'numbers' = %s::jsonb from taskq.task where id = %s"
+        stored = connection.execute(query, (document, f"[{','.join(NUMBERS)}]", answer.json["id"])).fetchone()
+    assert stored == (True, True)
+    becomes(service, answer.json["id"], "Ok")
 
 
 def test_post_refuses_a_compressed_body(service: Program):

@@ -69,6 +69,44 @@ def test_kind_says_so_when_the_body_is_no_json(body: bytes):
     assert refusal(body).malformed
 
 
+class Measured(BaseModel):
+    share: float | None = None
+    more: dict[str, Any] = {}
+
+
+async def measure(payload: Measured) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["1e999", "-Infinity", "NaN", '"inf"', '"nan"', '"-1e999"', "1" + "0" * 400],
+    ids=["large", "infinity", "nan", "text-infinity", "text-nan", "text-low", "long"],
+)
+def test_kind_refuses_a_number_that_would_be_stored_as_null(body: str):
+    """Pydantic reads these as doubles that are not finite, texts too, and writes such as null."""
+    with pytest.raises(InvalidPayload, match="is not finite"):
+        kind("measure", measure).check(f'{{"share": {body}}}'.encode())
+
+
+def test_kind_refuses_a_number_that_is_not_finite_where_anything_goes():
+    with pytest.raises(InvalidPayload, match="the number inf is not finite"):
+        kind("measure", measure).check(b'{"more": {"a": [1e999]}}')
+
+
+def test_kind_stores_null_where_null_was_meant():
+    assert kind("measure", measure).check(b"{}") == '{"share":null,"more":{}}'
+    assert kind("measure", measure).check(b'{"share": null}') == '{"share":null,"more":{}}'
+
+
+def test_kind_keeps_a_number_beyond_64_bits():
+    number = 10**30 + 1
+
+    assert kind("measure", measure).check(f'{{"more": {{"a": {number}}}}}'.encode()) == (
+        f'{{"share":null,"more":{{"a":{number}}}}}'
+    )
+
+
 @pytest.mark.parametrize("payload", ["{", "[]", '{"width": 1, "q": 2}'])
 def test_kind_refuses_a_stored_payload_that_does_not_fit(payload: str):
     with pytest.raises(InvalidPayload):
@@ -214,6 +252,12 @@ def test_check_depth_accepts_what_can_be_stored(value: object):
 @pytest.mark.parametrize("value", ["\0", ["a\0"], {"k": "\0"}, {"\0": 1}])
 def test_check_depth_refuses_a_nul(value: object):
     with pytest.raises(InvalidPayload, match="U\\+0000"):
+        check_depth(value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), [float("-inf")], {"k": float("nan")}])
+def test_check_depth_refuses_a_number_that_is_not_finite(value: object):
+    with pytest.raises(InvalidPayload, match="is not finite"):
         check_depth(value)
 
 
