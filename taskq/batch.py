@@ -4,9 +4,13 @@ No timer: an item that comes to an idle batch is flushed at once, alone; under l
 by themselves, exactly as far as the disk is slow.  A thousand unrelated callers share one commit
 without knowing of each other.  Intake, settling and the inbox all write this way, each on a
 connection of its own, and each is bounded.
+
+How long a caller waits can be bounded too.  One timer looks after all of them: it sleeps until the
+caller that has waited longest would be overdue, so it costs nothing per item.
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -19,35 +23,51 @@ R = TypeVar("R")
 class Batch(Generic[T, R]):
     """Gather items and flush them together, one flush at a time, in the order they came."""
 
-    def __init__(self, flush: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]], *, size_max: int) -> None:
+    def __init__(
+        self,
+        flush: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]],
+        *,
+        size_max: int,
+        wait_s: float | None = None,
+    ) -> None:
         """Prepare an empty batch.
 
         Args:
             flush: Writes the items and returns one result for each, in order; an exception among the
                 results is raised to that item's caller alone.  It must not raise itself.
             size_max: Items per flush.
+            wait_s: Seconds that `put` waits for its result; None: as long as it takes.
         """
         self._flush = flush
         self._size_max = size_max
+        self._wait_s = wait_s
+        self._watch: asyncio.TimerHandle | None = None
         self._items: list[T] = []
-        self._callers: list[asyncio.Future[R] | None] = []
+        self._callers: list[tuple[float, asyncio.Future[R]] | None] = []
+        self._served: list[tuple[float, asyncio.Future[R]] | None] = []
         self._filled = asyncio.Event()
         self._flushed = asyncio.Event()
-        self._flushing = 0
 
     def __len__(self) -> int:
         """Items added and not yet flushed, those of the flush under way included."""
-        return len(self._items) + self._flushing
+        return len(self._items) + len(self._served)
 
     async def put(self, item: T) -> R:
         """Add `item` and wait for its result.
 
         A caller that is cancelled meanwhile takes nothing back: the item is flushed all the same.
+
+        Raises:
+            TimeoutError: There was no result within `wait_s`; the item is flushed all the same.
         """
-        caller: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        caller: asyncio.Future[R] = loop.create_future()
+        now = loop.time()
         self._items.append(item)
-        self._callers.append(caller)
+        self._callers.append((now, caller))
         self._filled.set()
+        if self._watch is None and self._wait_s is not None:
+            self._watch = loop.call_at(now + self._wait_s, self._turn_away, loop, self._wait_s)
         return await caller
 
     def add(self, item: T) -> None:
@@ -62,13 +82,13 @@ class Batch(Generic[T, R]):
             await self._filled.wait()
             items, self._items = self._items[: self._size_max], self._items[self._size_max :]
             callers, self._callers = self._callers[: self._size_max], self._callers[self._size_max :]
+            self._served = callers
             if not self._items:
                 self._filled.clear()
-            self._flushing = len(items)
             results = await self._flush(items)
-            self._flushing = 0
-            for caller, result in zip(callers, results, strict=True):
-                if caller is None or caller.done():
+            self._served = []
+            for entry, result in zip(callers, results, strict=True):
+                if entry is None or (caller := entry[1]).done():
                     continue
                 if isinstance(result, BaseException):
                     caller.set_exception(result)
@@ -81,3 +101,15 @@ class Batch(Generic[T, R]):
         while len(self):
             self._flushed.clear()
             await self._flushed.wait()
+
+    def _turn_away(self, loop: asyncio.AbstractEventLoop, wait_s: float) -> None:
+        """Raise to the callers that are overdue, and come back for the one that will be next."""
+        self._watch = None
+        now = loop.time()
+        for entry in itertools.chain(self._served, self._callers):  # the longest waiting first
+            if entry is None or (caller := entry[1]).done():
+                continue
+            if entry[0] + wait_s > now:
+                self._watch = loop.call_at(entry[0] + wait_s, self._turn_away, loop, wait_s)
+                return
+            caller.set_exception(TimeoutError())

@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         10_000, ge=1, le=1_000_000, description="Submissions that may wait for their commit; more are refused with 503."
     )
     intake_batch_max: int = Field(1_000, ge=1, le=10_000, description="Submissions stored by one statement.")
+    submit_timeout_s: float = Field(
+        5.0,
+        ge=0.1,
+        le=300,
+        description="Seconds a submission waits for its commit; then it is answered with 503, and may be stored.",
+    )
 
     # Work
     role: Literal["all", "api", "worker"] = Field(

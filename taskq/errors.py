@@ -6,6 +6,7 @@
     │   ├── UnknownKind     no handler of that name is registered
     │   └── InvalidPayload  the payload does not fit the kind
     ├── IntakeFull          too much is waiting to be stored, a 503; safe to try again
+    ├── StoreSlow           PostgreSQL has not answered yet, a 503; the task may be stored
     ├── StoreUnavailable    PostgreSQL can't be reached, a 503
     ├── StoreRefused        PostgreSQL refused the values; repeating them is useless
     ├── TaskError           from a handler: this run failed; `retryable` decides, the rest explains
@@ -21,6 +22,7 @@ __all__ = [
     "InvalidPayload",
     "Snooze",
     "StoreRefused",
+    "StoreSlow",
     "StoreUnavailable",
     "SubmissionError",
     "TaskError",
@@ -61,6 +63,10 @@ class InvalidPayload(SubmissionError):
 
 class IntakeFull(TaskqError):
     """More submissions wait for their commit than the bound allows; nothing was stored."""
+
+
+class StoreSlow(TaskqError):
+    """PostgreSQL has not confirmed a submission in time; it goes on, so the task may be stored."""
 
 
 class StoreUnavailable(TaskqError):

@@ -2,8 +2,9 @@
 
 `submit` returns when the row is committed.  A failing row fails alone: a batch that PostgreSQL
 refuses is repeated row by row.  When too many wait, or PostgreSQL is away, the caller is told at
-once and nothing of it is kept in memory.  A caller that hangs up loses nothing: its row is stored
-with the batch it had joined.
+once and nothing of it is kept in memory.  When PostgreSQL says nothing, the caller is told after
+`submit_timeout_s` that its row may be stored; the batch goes on.  A caller that hangs up loses
+nothing: its row is stored with the batch it had joined.
 
 While slots are free and nobody waits, the first rows of a batch are born in progress: they need no
 claim, no second commit and no entry in the pending index.
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from taskq.batch import Batch
 from taskq.config import Settings
-from taskq.errors import IntakeFull, StoreRefused, StoreUnavailable
+from taskq.errors import IntakeFull, StoreRefused, StoreSlow, StoreUnavailable
 from taskq.lease import Lease
 from taskq.store import Store
 from taskq.task import NewTask, Run, Status
@@ -68,7 +69,8 @@ class Intake:
         self._births = births
         self._notify_others = notify_others
         self._waiting_max = settings.intake_waiting_max
-        self._batch: Batch[NewTask, int] = Batch(self._flush, size_max=settings.intake_batch_max)
+        self._wait_s = settings.submit_timeout_s
+        self._batch: Batch[NewTask, int] = Batch(self._flush, size_max=settings.intake_batch_max, wait_s=self._wait_s)
 
     async def submit(self, new: NewTask) -> int:
         """Store one task; return its id when it is committed.
@@ -77,10 +79,17 @@ class Intake:
             IntakeFull: Too many wait; nothing was stored.
             StoreUnavailable: PostgreSQL is away; `sent` says whether the row may be stored.
             StoreRefused: PostgreSQL refused this very row.
+            StoreSlow: PostgreSQL has not answered in time; the row may be stored.
         """
         if len(self._batch) >= self._waiting_max:
             raise IntakeFull(f"{self._waiting_max} submissions wait for their commit: try again in a moment")
-        return await self._batch.put(new)
+        try:
+            return await self._batch.put(new)
+        except TimeoutError:
+            raise StoreSlow(
+                f"PostgreSQL has not confirmed the task within {self._wait_s:g} s: it may be stored, now or in a "
+                "moment, and sending it again may store it twice"
+            ) from None
 
     async def run(self) -> None:
         """Store batches for ever; ends by cancellation."""

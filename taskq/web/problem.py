@@ -9,11 +9,20 @@ from http import HTTPStatus
 import orjson
 from aiohttp import web
 
-from taskq.errors import IntakeFull, InvalidPayload, StoreRefused, StoreUnavailable, TaskqError, UnknownKind
+from taskq.errors import (
+    IntakeFull,
+    InvalidPayload,
+    StoreRefused,
+    StoreSlow,
+    StoreUnavailable,
+    TaskqError,
+    UnknownKind,
+)
 
 __all__ = ["problem", "problem_of"]
 
 RETRY_AFTER_S = 1
+SLOW_RETRY_AFTER_S = 5  # a database that hangs is not helped by haste
 
 
 def problem(status: int, code: str, detail: str, *, field: str = "", retry_after_s: int | None = None) -> web.Response:
@@ -54,6 +63,8 @@ def problem_of(error: TaskqError, method: str) -> web.Response:
             return problem(422, "refused_by_database", f"PostgreSQL can't store this: {error}")
         case IntakeFull():
             return problem(503, "intake_full", str(error), retry_after_s=RETRY_AFTER_S)
+        case StoreSlow():
+            return problem(503, "store_slow", str(error), retry_after_s=SLOW_RETRY_AFTER_S)
         case StoreUnavailable(sent=True) if method not in ("GET", "HEAD"):
             detail = "the database went away while the task was being stored: it may or may not have been"
             return problem(503, "outcome_unknown", detail, retry_after_s=RETRY_AFTER_S)

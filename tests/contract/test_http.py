@@ -585,6 +585,22 @@ def test_too_many_waiting_is_a_503_that_says_when_to_try_again(database: str, tm
     assert [(answer.json["code"], answer.headers["Retry-After"]) for answer in full] == [("intake_full", "1")] * 6
 
 
+def test_database_that_says_nothing_is_a_503_before_its_time_out(database: str, tmp_path: Path):
+    flags = (*QUICK, "--submit-timeout-s", "0.3")
+    with serving(tmp_path, *flags, database=database) as service, psycopg.connect(database) as other:
+        other.execute("lock table taskq.task")
+        slow = [post(service, mail()) for _ in range(2)]
+        live = service.call("GET", "/health/live")
+        other.rollback()
+        wait_until(lambda: len(service.call("GET", "/inbox").json["mails"]) == 2)
+
+    assert live.status == 200
+    for answer in slow:
+        is_problem(answer, 503, "store_slow")
+        assert "within 0.3 s: it may be stored" in answer.json["detail"]
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
 def test_client_that_hangs_up_loses_nothing(database: str, tmp_path: Path):
     with serving(tmp_path, *QUICK, database=database) as service, psycopg.connect(database) as other:
         place = urlsplit(service.url)

@@ -10,7 +10,7 @@ import pytest
 from rig import Connection, new, register, statuses
 
 from taskq.config import Settings
-from taskq.errors import IntakeFull, StoreRefused, StoreUnavailable
+from taskq.errors import IntakeFull, StoreRefused, StoreSlow, StoreUnavailable
 from taskq.intake import Intake
 from taskq.lease import Lease
 from taskq.store import Store
@@ -104,6 +104,22 @@ async def test_submit_refuses_the_one_row_that_can_not_be_stored(
 
     assert [n for n, result in enumerate(results) if isinstance(result, StoreRefused)] == [5]
     assert await statuses(connection) == {0: 9}
+
+
+async def test_submit_says_so_when_the_database_is_silent(
+    store: Store, settings: Settings, connection: Connection, database: str
+):
+    other = await asyncpg.connect(database)
+    async with taking(store, settings, submit_timeout_s=0.1) as (intake, _):
+        async with other.transaction():
+            await other.execute("lock table taskq.task")
+
+            with pytest.raises(StoreSlow, match=r"within 0\.1 s: it may be stored"):
+                await intake.submit(new())
+
+        await intake.empty()
+    await other.close()
+    assert await statuses(connection) == {0: 1}
 
 
 async def test_submit_is_refused_when_too_many_wait(store: Store, settings: Settings, database: str):

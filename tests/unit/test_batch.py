@@ -25,9 +25,9 @@ class Disk:
 
 
 @contextlib.asynccontextmanager
-async def batching(size_max: int = 100) -> AsyncIterator[tuple[Batch[int, int], Disk]]:
+async def batching(size_max: int = 100, wait_s: float | None = None) -> AsyncIterator[tuple[Batch[int, int], Disk]]:
     disk = Disk()
-    batch: Batch[int, int] = Batch(disk.flush, size_max=size_max)
+    batch: Batch[int, int] = Batch(disk.flush, size_max=size_max, wait_s=wait_s)
     async with asyncio.TaskGroup() as group:
         runner = group.create_task(batch.run())
         yield batch, disk
@@ -121,3 +121,62 @@ async def test_batch_is_empty_at_once_when_nothing_was_added():
         await batch.empty()
 
         assert len(batch) == 0
+
+
+async def test_batch_turns_a_caller_away_when_the_flush_takes_too_long():
+    async with batching(wait_s=0.02) as (batch, disk):
+        with pytest.raises(TimeoutError):
+            await batch.put(1)
+
+        assert disk.batches == [[1]]
+        disk.go_on.set()
+        await batch.empty()
+
+
+async def test_batch_turns_away_those_who_queue_and_flushes_their_items():
+    async with batching(size_max=1, wait_s=0.02) as (batch, disk):
+        batch.add(0)
+        async with asyncio.TaskGroup() as group:
+            turned_away = [group.create_task(refusal(batch, n)) for n in (1, 2)]
+
+        assert [await caller for caller in turned_away] == ["too late", "too late"]
+        disk.go_on.set()
+        await batch.empty()
+        assert disk.batches == [[0], [1], [2]]
+
+
+async def test_batch_gives_every_caller_the_same_time():
+    """Each began when the one before was turned away, while the same flush went on."""
+    loop = asyncio.get_running_loop()
+    async with batching(wait_s=0.05) as (batch, disk):
+        waits: list[float] = []
+        for n in range(3):
+            began = loop.time()
+            await refusal(batch, n)
+            waits.append(loop.time() - began)
+
+        assert min(waits) >= 0.05
+        assert max(waits) < 0.5
+        last = asyncio.ensure_future(batch.put(3))
+        await asyncio.sleep(0)
+        disk.go_on.set()
+        assert await last == 30
+
+
+async def test_batch_keeps_a_caller_that_is_answered_in_time():
+    async with batching(wait_s=0.02) as (batch, disk):
+        disk.go_on.set()
+        assert await batch.put(1) == 10
+
+        disk.go_on.clear()
+        with pytest.raises(TimeoutError):
+            await batch.put(2)
+
+        disk.go_on.set()
+        assert await batch.put(3) == 30
+
+
+async def refusal(batch: Batch[int, int], item: int) -> str:
+    with pytest.raises(TimeoutError):
+        await batch.put(item)
+    return "too late"
