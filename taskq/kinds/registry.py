@@ -21,8 +21,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, SchemaError, from_json
 
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
 from taskq.task import Context, RetryPolicy
@@ -35,6 +35,7 @@ NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 DEPTH_MAX = 32  # of a payload: deeper ones are refused rather than met by a recursion limit later
 
 
+_NO_SCHEMA = (PydanticUserError, PydanticUndefinedAnnotation, SchemaError)
 _NUL = "a text holds the character U+0000, which PostgreSQL can't store: remove it"
 
 
@@ -101,9 +102,14 @@ class Registry:
         self._kinds: dict[str, Kind] = {}
 
     def add(self, kind: Kind) -> None:
-        """Add a kind; a second of the same name is a `ConfigError`."""
+        """Add a kind; a second of the same name is a `ConfigError`, as is a payload type with an unknown part."""
         if kind.name in self._kinds:
             raise ConfigError(f"the kind {kind.name} is declared twice: rename one of the handlers")
+        if not kind.payload.pydantic_complete:  # a part of it was declared after the handler, or is nowhere
+            try:
+                kind.payload.rebuild()
+            except _NO_SCHEMA as error:
+                raise _no_schema(kind.name, kind.handler, error) from None
         self._kinds[kind.name] = kind
 
     def find(self, name: str) -> Kind | None:
@@ -171,18 +177,48 @@ def make_kind(
         raise ConfigError(
             f"{name!r} is no name for a kind: use 1 to 64 of a-z, 0-9, _, . and -, beginning with a letter"
         )
-    call = function if inspect.isfunction(function) else function.__call__
+    call = _call(function)
     if not inspect.iscoroutinefunction(call):
         raise ConfigError(f"the handler of {name} is no async function: declare it with `async def`")
-    hints = typing.get_type_hints(call)
-    parameters = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    try:
+        hints = typing.get_type_hints(call, include_extras=True)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise ConfigError(
+            f"{_place(function)}, the handler of {name}, has an annotation that can't be read ({error}): "
+            "import what it names, outside of TYPE_CHECKING too, or mend it"
+        ) from None
+    parameters = _parameters(function)
     if not 1 <= len(parameters) <= 2 or parameters[0].name not in hints:
         raise ConfigError(f"the handler of {name} must take an annotated payload and, if it likes, a Context")
     wants_context = len(parameters) == 2
     if wants_context and hints.get(parameters[1].name) is not Context:
         raise ConfigError(f"the second parameter of the handler of {name} must be annotated as Context")
-    return Kind(
-        name, function, TypeAdapter(hints[parameters[0].name]), wants_context, policy, timeout_s, max_attempts, ack_each
+    try:
+        payload = TypeAdapter[Any](hints[parameters[0].name])
+    except _NO_SCHEMA as error:
+        raise _no_schema(name, function, error) from None
+    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each)
+
+
+def _call(function: Handler) -> Handler:
+    return function if inspect.isfunction(function) else function.__call__
+
+
+def _parameters(function: Handler) -> list[inspect.Parameter]:
+    return [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+
+
+def _place(function: Handler) -> str:
+    call = _call(function)
+    return f"{call.__module__}.{call.__qualname__}"
+
+
+def _no_schema(name: str, function: Handler, error: Exception) -> ConfigError:
+    payload = typing.get_type_hints(_call(function), include_extras=True)[_parameters(function)[0].name]
+    said = " ".join(str(error).partition("\n\n")[0].split()).partition(". ")[0]
+    return ConfigError(
+        f"{_place(function)}, the handler of {name}, takes {payload!r}, which pydantic can't check ({said}): "
+        "declare its payload as a model, a dataclass, a TypedDict or dict[str, Any]"
     )
 
 

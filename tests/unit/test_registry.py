@@ -2,10 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from rig import kind
 from typing_extensions import TypedDict
 
@@ -179,6 +179,82 @@ async def odd(payload: Resize, context: int) -> None:
 def test_kind_refuses_a_handler_of_another_form(function: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         kind("work", function)
+
+
+class Opaque:
+    """Nothing that pydantic knows how to check."""
+
+
+class Dangling(BaseModel):
+    part: "Nowhere"  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+
+class Early(BaseModel):
+    part: "Late"
+
+
+async def early(payload: Early) -> None:
+    """Take a payload whose parts are declared further down."""
+
+
+EARLY = make_kind("early", early, RetryPolicy(), 1.0, max_attempts=1, ack_each=False)
+
+
+class Late(BaseModel):
+    n: int
+
+
+@pytest.mark.parametrize(
+    ("payload_type", "shown", "said"),
+    [
+        (Opaque, "Opaque", "Unable to generate pydantic-core schema"),
+        (dict[str, Opaque], r"dict\[str, .*Opaque\]", "Unable to generate pydantic-core schema"),
+        (Annotated[str, Field(pattern="(")], "Annotated", "regex"),
+    ],
+    ids=["class", "inside", "pattern"],
+)
+def test_kind_refuses_a_payload_type_that_can_not_be_checked(payload_type: Any, shown: str, said: str):
+    async def work(payload) -> None:
+        """Do nothing."""
+
+    work.__annotations__["payload"] = payload_type
+
+    with pytest.raises(
+        ConfigError, match=rf"(?s)work, the handler of shop, .*{shown}.*{said}.*: declare its payload as a model"
+    ):
+        kind("shop", work)
+
+
+def test_kind_keeps_to_the_constraints_of_an_annotation():
+    async def work(payload: Annotated[dict[str, int], Field(min_length=1)]) -> None:
+        """Do nothing."""
+
+    with pytest.raises(InvalidPayload, match="at least 1 item"):
+        kind("work", work).check(b"{}")
+
+
+def test_kind_refuses_an_annotation_that_names_nothing():
+    async def work(payload: "Nowhere") -> None:  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+        """Do nothing."""
+
+    with pytest.raises(ConfigError, match=r"work, the handler of shop, .*'Nowhere' is not defined.*: import"):
+        kind("shop", work)
+
+
+def test_registry_refuses_a_payload_type_of_which_a_part_is_never_declared():
+    async def work(payload: Dangling) -> None:
+        """Do nothing."""
+
+    with pytest.raises(ConfigError, match=r"work, the handler of shop, .*Dangling.*Nowhere.*: declare"):
+        Registry().add(kind("shop", work))
+
+
+def test_registry_takes_a_payload_type_whose_parts_are_declared_after_the_handler():
+    registry = Registry()
+
+    registry.add(EARLY)
+
+    assert registry.get("early").check(b'{"part": {"n": 1}}') == '{"part":{"n":1}}'
 
 
 def test_kind_ignores_parameters_with_a_default():
