@@ -59,7 +59,10 @@ class Api:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
         if hdrs.CONTENT_ENCODING in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
-        body = request.content.read_nowait() if request.content.is_eof() else await _arriving(request)
+        try:
+            body = request.content.read_nowait() if request.content.is_eof() else await _arriving(request)
+        except (OSError, web.RequestPayloadError):
+            raise InvalidPayload("the connection or a chunk of it broke off", malformed=True) from None
         if len(body) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         new = self._other_kind(body) if b'"kind"' in body else None

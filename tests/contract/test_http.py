@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -221,6 +222,19 @@ def test_post_refuses_a_body_that_is_too_large_before_it_is_sent(service: Progra
     answer = talk(service, asking(b"Content-Length: 262145", b"Expect: 100-continue", body=b""), until=b"}")
 
     assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("lingers", [0, 1], ids=["end", "reset"])
+def test_client_that_hangs_up_in_its_body_is_no_error_of_ours(service: Program, lingers: int):
+    """The log is looked at again when all is over."""
+    place = urlsplit(service.url)
+    with socket.create_connection((place.hostname, place.port), timeout=10) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", lingers, 0))
+        connection.sendall(asking(LENGTH, body=mail()[:9]))
+        service.call("GET", "/health/live")
+
+    service.call("GET", "/health/live")
+    assert '"level": "error"' not in service.errors
 
 
 BAD_BODIES = {
