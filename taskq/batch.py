@@ -16,6 +16,8 @@ from typing import Generic, TypeVar
 
 __all__ = ["Batch"]
 
+WATCH_STEP = 0.02  # of `wait_s` between two looks at the callers: each look passes all of them
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -36,11 +38,12 @@ class Batch(Generic[T, R]):
             flush: Writes the items and returns one result for each, in order; an exception among the
                 results is raised to that item's caller alone.  It must not raise itself.
             size_max: Items per flush.
-            wait_s: Seconds that `put` waits for its result; None: as long as it takes.
+            wait_s: Seconds that `put` waits for its result, to 2 %; None: as long as it takes.
         """
         self._flush = flush
         self._size_max = size_max
         self._wait_s = wait_s
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._items: list[T] = []
         self._callers: list[tuple[float, asyncio.Future[R]] | None] = []
@@ -60,7 +63,9 @@ class Batch(Generic[T, R]):
         Raises:
             TimeoutError: There was no result within `wait_s`; the item is flushed all the same.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:  # asked once: Python 3.11 calls the kernel to look
+            loop = self._loop = asyncio.get_running_loop()
         caller: asyncio.Future[R] = loop.create_future()
         now = loop.time()
         self._items.append(item)
@@ -110,6 +115,7 @@ class Batch(Generic[T, R]):
             if entry is None or (caller := entry[1]).done():
                 continue
             if entry[0] + wait_s > now:
-                self._watch = loop.call_at(entry[0] + wait_s, self._turn_away, loop, wait_s)
+                due = max(entry[0] + wait_s, now + wait_s * WATCH_STEP)
+                self._watch = loop.call_at(due, self._turn_away, loop, wait_s)
                 return
             caller.set_exception(TimeoutError())

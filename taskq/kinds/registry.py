@@ -76,7 +76,7 @@ class Kind:
     def parse(self, payload: str) -> Any:
         """Read a stored payload; raises `InvalidPayload`."""
         try:
-            return self.payload.validate_json(payload)
+            return self.payload.validator.validate_json(payload)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_context=False)[0]
             raise InvalidPayload(self._sentence(detail)[0]) from None
