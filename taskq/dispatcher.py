@@ -21,7 +21,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from taskq.batch import Batch
@@ -30,7 +30,7 @@ from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Failed, Released, RetryPolicy, Run, Status, settle
-from taskq.wake import Wake
+from taskq.wake import Signals, Wake
 from taskq.worker import Execution, Worker
 
 __all__ = ["Dispatcher"]
@@ -53,9 +53,7 @@ UNSTORABLE = "unstorable_outcome"
 class Dispatcher:
     """Runs tasks on a bounded number of slots."""
 
-    def __init__(
-        self, store: Store, worker: Worker, lease: Lease, settings: Settings, *, mask: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, store: Store, worker: Worker, lease: Lease, settings: Settings, *, signals: Signals) -> None:
         """Prepare; `run` starts it.
 
         Args:
@@ -63,14 +61,14 @@ class Dispatcher:
             worker: Runs one.
             lease: Under which they are ours.
             settings: Of the process.
-            mask: Holds or drops the mask of `taskq.wake`.
+            signals: To SQL producers and to other instances.
         """
         self._store = store
         self._worker = worker
         self._lease = lease
         self._claim_max = settings.claim_batch_max
         self._slots = self._free = settings.concurrency
-        self.wake = Wake(mask, poll_s=settings.poll_s)
+        self.wake = Wake(signals, poll_s=settings.poll_s)
         self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
         self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
         self._known: dict[int, Run] = {}

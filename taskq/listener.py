@@ -78,7 +78,7 @@ class Listener:
         self._ticked = time.monotonic()
         self._wake_others = asyncio.Event()
         self._mask_changed = asyncio.Event()
-        self._mask = False
+        self._mask = self._mask_held = False
         self._heard = asyncio.Event()
         self._cut = asyncio.Event()
         self._nonce = ""
@@ -103,8 +103,11 @@ class Listener:
             return 0
 
     def mask(self, on: bool) -> None:  # noqa: FBT001 - a switch is a boolean
-        """Hold or drop the advisory lock that spares SQL producers their NOTIFY."""
-        if on != self._mask:
+        """Hold or drop the advisory lock that spares SQL producers their NOTIFY.
+
+        A producer that probes the lock at that moment keeps us from taking it; asking again tries again.
+        """
+        if on != self._mask or (on and not self._mask_held):
             self._mask = on
             self._loop.call_soon_threadsafe(self._mask_changed.set)
 
@@ -270,14 +273,16 @@ class Listener:
             await asyncio.sleep(COALESCE_S)
 
     async def _hold_mask(self) -> None:
-        held = False
+        self._mask_held = False  # a new connection holds no lock
         while True:
-            if held != self._mask:
-                await self._listen.fetch(self._sql["mask" if self._mask else "unmask"])
-                held = not held
-                if not held:
-                    self._to_main(self._on_wake)  # what was enqueued silently until now is found at once
             self._mask_changed.clear()
+            wanted = self._mask
+            if wanted and not self._mask_held:
+                self._mask_held = (await self._listen.fetch(self._sql["mask"]))[0][0]
+            elif self._mask_held and not wanted:
+                await self._listen.fetch(self._sql["unmask"])
+                self._mask_held = False
+                self._to_main(self._on_wake)  # what was enqueued silently until now is found at once
             await self._mask_changed.wait()
 
     async def _leave(self) -> None:

@@ -176,7 +176,7 @@ async def running_parts(
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
         worker = Worker(registry, server.installation)
-        dispatcher = Dispatcher(store, worker, listener.lease, settings, mask=listener.mask)
+        dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
         sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)

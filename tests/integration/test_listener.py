@@ -382,6 +382,46 @@ async def test_mask_is_held_and_dropped(database: str, settings: Settings, conne
         await eventually(says(lambda: heard.wakes == 2))  # what was enqueued silently is looked for
 
 
+async def test_mask_is_tried_again_when_a_producer_was_in_the_way(
+    database: str, settings: Settings, connection: Connection, eventually
+):
+    async with listening(database, settings) as (listener, _):
+        probe = "lock_shared(1953719656, 'taskq'::regnamespace::oid::int)"
+        await connection.execute(f"select pg_advisory_{probe}")
+        listener.mask(True)
+
+        async def tried() -> bool:
+            asked = "select query from pg_stat_activity where application_name = 'taskq listen' and state = 'idle'"
+            return "pg_try_advisory_lock" in await connection.fetchval(asked)
+
+        await eventually(tried)
+        await connection.execute(f"select pg_advisory_un{probe}")
+        assert await holders(connection) == 0
+
+        listener.mask(True)
+
+        async def held() -> bool:
+            return await holders(connection) == 1
+
+        await eventually(held)
+
+
+async def test_mask_follows_the_last_word_when_it_changes_fast(
+    database: str, settings: Settings, connection: Connection, eventually
+):
+    async with listening(database, settings) as (listener, _):
+        for _ in range(100):
+            listener.mask(True)
+            await asyncio.sleep(0)
+            listener.mask(False)
+            await asyncio.sleep(0)
+
+        async def free() -> bool:
+            return await holders(connection) == 0 and not listener._mask_changed.is_set()
+
+        await eventually(free)
+
+
 async def test_mask_is_taken_again_after_a_reconnect(
     database: str, settings: Settings, connection: Connection, eventually
 ):
