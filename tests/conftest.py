@@ -16,12 +16,19 @@ from pathlib import Path
 import asyncpg
 import psycopg
 import pytest
+from clusters import Make, making, open_folder
 from databases import Databases, with_database
+from hypothesis import HealthCheck
+from hypothesis import settings as property_tests
 
 from taskq.config import Settings
 from taskq.postgres import EmbeddedPostgres
 from taskq.store import Store
 
+property_tests.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+property_tests.load_profile("patient")
+
+HANG_S = 60.0  # of a wait that is over in a moment, or never
 UNSAFE = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "200"}
 
 
@@ -110,7 +117,7 @@ def settings(database: str) -> Settings:
         poll_s=0.2,
         sweep_s=0.1,
         beat_s=0.1,
-        lease_s=1.0,
+        lease_s=10.0,
         probe_s=0.2,
     )
 
@@ -124,11 +131,25 @@ async def store(database: str, settings: Settings):
 
 
 @pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short path, which the account of a PostgreSQL server may pass."""
+    with open_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def make(place: Path) -> Iterator[Make]:
+    """Make embedded servers that start fast and keep nothing safe."""
+    with making(place) as make:
+        yield make
+
+
+@pytest.fixture
 def eventually() -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]:
-    """Await a condition that another part brings about; fails after 10 s."""
+    """Await a condition that another part brings about, or fail after `HANG_S`."""
     import asyncio
 
-    async def wait(condition: Callable[[], Awaitable[object]], timeout_s: float = 10.0) -> None:
+    async def wait(condition: Callable[[], Awaitable[object]], timeout_s: float = HANG_S) -> None:
         until = time.monotonic() + timeout_s
         while not await condition():
             assert time.monotonic() < until, f"not within {timeout_s:g} s"
@@ -139,7 +160,7 @@ def eventually() -> Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
     return wait
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = HANG_S) -> None:
     """The same for tests without an event loop."""
     until = time.monotonic() + timeout_s
     never = threading.Event()

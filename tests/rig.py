@@ -26,7 +26,7 @@ from taskq.task import Context, NewTask, RetryPolicy
 
 CLONE = Path(__file__).parents[1]
 QUICK = RetryPolicy(base_s=0.02, cap_s=0.05, floor_s=0.01)
-START_S, STOP_S = 30.0, 20.0
+START_S, STOP_S = 60.0, 60.0
 
 Connection = asyncpg.Connection  # its parameter is of no use here
 

@@ -16,7 +16,7 @@ import ssl
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -24,14 +24,15 @@ from taskq.errors import Snooze, TaskError
 from taskq.mail.address import parse_address
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope
+from taskq.mail.pool import PoolLimits
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
 from taskq.mail.smtp import TimeLimits
 
-WAIT_S = 10.0
+WAIT_S = 60.0  # of a wait that is over in a moment, or never
 UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
-PATIENT = TimeLimits(connect_s=5, hello_s=5, command_s=5, body_s=5, dot_s=5)
+PATIENT = TimeLimits(connect_s=20, hello_s=20, command_s=20, body_s=20, dot_s=20)
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,7 @@ class ScriptedServer:
             self.connections -= 1
             self._handlers.discard(task)
             writer.transport.abort()
-            with contextlib.suppress(Exception):
-                await self._note("disconnected")
+            await self._note("disconnected")
 
     def action(self, phase: str, count: int) -> Action:
         scripted = self.script.get(phase)
@@ -285,8 +285,9 @@ def envelope(body: str = "text", recipient: str = "ada@ok.test") -> Envelope:
     return Envelope(str(sender), str(to), message, to.smtputf8, 7)
 
 
-def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT) -> Relay:
-    return Relay(parse_server(server.url), limits=limits)
+def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT, **pool: float) -> Relay:
+    """A relay with patience, and the bounds of its pool by name."""
+    return Relay(parse_server(server.url), pool=replace(PoolLimits(), **pool), limits=limits)
 
 
 async def outcome(relay: Relay, mail: Envelope | None = None) -> Snooze | TaskError | None:

@@ -3,14 +3,11 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.request
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +23,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hatchling = Path(sys.executable).with_name("hatchling")
     subprocess.run([hatchling, "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder with a short path, which PostgreSQL's own account may pass when root runs this."""
-    folder = Path(tempfile.mkdtemp(prefix="taskq-wheel-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_wheel_holds_every_migration_and_statement(wheel: Path):

@@ -2,8 +2,11 @@
 
 Everything is a process or a thread of our own; what is killed is killed by its process id.  Every
 wait has a bound.  Randomness comes from one seed, so that the same faults come in the same order.
+All campaigns but those that murder the server share one cluster; each has a database of its own.
 """
 
+import atexit
+import functools
 import http.client
 import itertools
 import json
@@ -22,6 +25,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from checker import Report, check
+from databases import with_database
 from processes import HERE, Instance, Sink, pass_time, wait_until
 
 from taskq.postgres import EmbeddedPostgres
@@ -33,6 +37,9 @@ SHORT_LIVES = {"poll_s": 0.2, "sweep_s": 0.5, "beat_s": 0.5, "lease_s": 2, "prob
 """Settings that make a lost lease show within seconds."""
 
 REQUEST_S = 20.0
+
+BUSY_S = 10.0
+"""What a busy machine may add to a span that the settings promise; how long it takes at rest is printed."""
 
 
 def rounds(short: int) -> int:
@@ -71,7 +78,7 @@ class History:
 
     def first_stored_after(self, moment: float) -> float:
         """Wait for the first 201 after a monotonic moment; return the seconds between."""
-        wait_until(lambda: self.stored_at and self.stored_at[-1] > moment, 60, "a submission is stored again")
+        wait_until(lambda: self.stored_at and self.stored_at[-1] > moment, "a submission is stored again")
         return next(at for at in list(self.stored_at) if at > moment) - moment
 
 
@@ -148,6 +155,18 @@ class Load:
                 post(urls[next(self._turns) % len(urls)], self._document(self._history.recipient()), self._history)
 
 
+@functools.cache
+def shared_cluster() -> str:
+    """Start a durable cluster that lives as long as this process; return its address."""
+    root = Path(tempfile.mkdtemp(prefix="taskq-campaigns-"))
+    root.chmod(0o755)
+    cluster = EmbeddedPostgres(root)
+    cluster.start()
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    atexit.register(cluster.stop)
+    return cluster.dsn
+
+
 class Campaign:
     """One test's world; leaving it ends every process of it."""
 
@@ -158,7 +177,7 @@ class Campaign:
             seed: Of everything random.
             text_s: Seconds that the sink waits before it takes a text.
             dot_s: Seconds that the sink waits between accepting a mail and saying so.
-            embedded: The first instance starts the cluster; else we do.
+            embedded: The first instance starts a cluster of its own; else it gets a database on the shared one.
         """
         self.seed = seed
         self.chance = random.Random(seed)
@@ -168,13 +187,13 @@ class Campaign:
         self.effects = self.place / "effects.jsonl"
         self.sink = Sink(self.place, text_s=text_s, dot_s=dot_s)
         self.instances: list[Instance] = []
-        self._embedded = embedded
         self._root = self.place / "data"
         self._root.mkdir(mode=0o755)
-        self._cluster = EmbeddedPostgres(self._root)
+        self._cluster = EmbeddedPostgres(self._root) if embedded else None
         self._joined = False
+        self._database = f"{self.place.name}_{seed}".replace("-", "_").lower()
         if not embedded:
-            self._join()
+            self._define(f"create database {self._database}")
 
     def __enter__(self) -> Self:
         return self
@@ -189,13 +208,18 @@ class Campaign:
             instance.kill()
         self.sink.close()
         self.history.close()
-        self._join()
-        self._cluster.stop()
+        if self._cluster:
+            self._join(self._cluster)
+            self._cluster.stop()
+        else:
+            self._define(f"drop database {self._database} with (force)")
         shutil.rmtree(self.place, ignore_errors=True)
 
     @property
     def dsn(self) -> str:
-        self._join()
+        if self._cluster is None:
+            return with_database(shared_cluster(), self._database)
+        self._join(self._cluster)
         return self._cluster.dsn
 
     @property
@@ -212,8 +236,8 @@ class Campaign:
             "retry_base_s": 0.1,
             "log_format": "json",
         }
-        settings |= {"data_dir": self._root} if self._embedded else {"database_url": self.dsn}
-        environment = {"CRASH_JOURNAL": str(self.effects), "PYTHONPATH": str(HERE)}
+        settings |= {"data_dir": self._root} if self._cluster else {"database_url": self.dsn}
+        environment = {"CRASH_PLACE": str(self.place), "CRASH_JOURNAL": str(self.effects), "PYTHONPATH": str(HERE)}
         made = Instance(self.place, name, settings | flags, environment)
         self.instances.append(made)
         return made.start()
@@ -264,11 +288,11 @@ class Campaign:
             return int(self.ask("select count(*) from taskq.task where status < 2")[0][0])
         return -1
 
-    def finish(self, title: str, *, timeout_s: float = 30.0, poison: str = "", doomed: str = "") -> Report:
+    def finish(self, title: str, *, poison: str = "", doomed: str = "") -> Report:
         """Wait until every task is final, then let the checker compare."""
         began = time.monotonic()
         with suppress(AssertionError):  # what is stuck is the checker's to report
-            wait_until(lambda: self.unfinished() == 0, timeout_s, "every task is final")
+            wait_until(lambda: self.unfinished() == 0, "every task is final")
         report = check(self.history.path, self.dsn, [self.sink.journal, self.effects], poison=poison, doomed=doomed)
         print(report.table(f"{title} (seed {self.seed}; all final {time.monotonic() - began:.1f} s after the load)"))
         return report
@@ -311,6 +335,22 @@ class Campaign:
         )
         return int(self.chance.choice(sorted(found))[0])
 
+    def spare_suspects(self, kills: Sequence[float]) -> None:
+        """Wait until no task has met two crashes: an innocent in the third would be failed as poisoned."""
+        suspects = (
+            "select count(*) from taskq.task where status < 2"
+            " and (crashes > 1 or crashes > 0 and status = 1 and started_at < to_timestamp(%s))"
+        )
+        wait_until(lambda: self.ask(suspects, max(kills, default=0.0))[0][0] == 0, "suspects end")
+
+    def running(self, *, run: int) -> int:
+        """Return how many tasks are in their `run`-th run."""
+        return int(self.ask("select count(*) from taskq.task where status = 1 and run = %s", run)[0][0])
+
+    def let_go(self, *, run: int) -> None:
+        """Let the `run`-th runs of held errands end."""
+        (self.place / f"go-{run}").touch()
+
     def answers(self) -> bool:
         """Tell whether the server lets one log in."""
         try:
@@ -324,7 +364,7 @@ class Campaign:
             "select coalesce(min(clock_timestamp() - state_change), interval '0') > interval '0.1 s'"
             " from pg_stat_activity where application_name like 'taskq %'"
         )
-        wait_until(lambda: self.ask(silent)[0][0], 10, "the instances rest")
+        wait_until(lambda: self.ask(silent)[0][0], "the instances rest")
 
     def cut_listener(self) -> int:
         """End every session that listens; return their number."""
@@ -334,13 +374,17 @@ class Campaign:
     def wait_refused(self, since: float) -> float:
         """Wait for the first answer other than 201 after a monotonic moment; return when it came."""
         refused_at = self.history.refused_at
-        wait_until(lambda: refused_at and refused_at[-1] > since, 20, "a submission is refused")
+        wait_until(lambda: refused_at and refused_at[-1] > since, "a submission is refused")
         return next(at for at in list(refused_at) if at > since)
 
-    def _join(self) -> None:
+    def _join(self, cluster: EmbeddedPostgres) -> None:
         if not self._joined:
-            self._cluster.start()
+            cluster.start()
             self._joined = True
+
+    def _define(self, statement: str) -> None:
+        with psycopg.connect(shared_cluster(), autocommit=True) as connection:
+            connection.execute(statement.encode())
 
 
 def spread(delays: Sequence[float]) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from taskq import Context, RetryPolicy, handler
 
@@ -22,6 +23,8 @@ class Errand:
 
     to: str
     work_s: float = 0.0
+    held: bool = False
+    """Whether each attempt goes on until the campaign lets it go."""
 
 
 @handler("crash.poison", policy=SOON)
@@ -34,6 +37,8 @@ async def die(payload: Errand) -> None:
 async def note(payload: Errand, context: Context) -> None:
     """Work for a while, then leave a line in the journal."""
     await asyncio.sleep(payload.work_s)
+    while payload.held and not (Path(os.environ["CRASH_PLACE"]) / f"go-{context.attempt}").exists():
+        await asyncio.sleep(0.01)
     line = {
         "at": time.monotonic(),
         "message_id": str(context.uid),

@@ -14,10 +14,10 @@ from typing import Any, Self
 
 HERE = Path(__file__).parent
 PROGRAM = HERE.parents[1] / "run.py"
-START_S = 30.0
+HANG_S = 60.0  # of a wait that is over in a moment, or never
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> float:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = HANG_S) -> float:
     """Wait for a condition; return the seconds that it took."""
     began = time.monotonic()
     never = threading.Event()
@@ -90,7 +90,7 @@ class Instance:
         return self
 
     def wait_up(self) -> None:
-        wait_until(lambda: self._find_url() or not self.alive, START_S, f"{self.name} starts")
+        wait_until(lambda: self._find_url() or not self.alive, f"{self.name} starts")
         assert self.url, f"{self.name} ended at its start:\n{self.tail()}"
 
     def kill(self) -> float:
@@ -108,7 +108,7 @@ class Instance:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def terminate(self, timeout_s: float = 30.0) -> int:
+    def terminate(self, timeout_s: float = HANG_S) -> int:
         """Ask to stop and wait; return the exit code."""
         assert self._process
         self.url = None

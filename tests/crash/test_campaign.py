@@ -9,13 +9,18 @@ import signal
 import time
 
 import pytest
-from campaign import SCALE, SHORT_LIVES, Campaign, every, mail, rounds, spread
+from campaign import BUSY_S, SCALE, SHORT_LIVES, Campaign, every, mail, rounds, spread
 from processes import Instance, pass_time, wait_until
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(120 * SCALE)]
+from taskq.config import Settings
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(240 * SCALE)]
 
 HANDLERS = "crash_handlers"
 BUSY = {"smtp_connections_max": 20}
+LEASE_S = Settings.model_fields["lease_s"].default
+SWEEP_S = Settings.model_fields["sweep_s"].default
+POLL_S = Settings.model_fields["poll_s"].default
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +38,7 @@ def test_service_loses_nothing_when_killed_again_and_again() -> None:
 
         with campaign.load(rate_per_s=130):
             for _ in every(1.0, campaign.chance, rounds(5)):
+                campaign.spare_suspects(kills)
                 kills.append(service.kill())
                 service.start()
         report = campaign.finish(f"{len(kills)} kills of the only process, restarted on the same host")
@@ -42,7 +48,7 @@ def test_service_loses_nothing_when_killed_again_and_again() -> None:
         assert not report.violations
         assert report.lost == report.duplicates_unexplained == 0
         assert report.runs_lost > 0
-        assert max(delays) <= 3
+        assert max(delays) <= LEASE_S / 2  # told by the process that is gone, not by a lease that ran out
 
 
 def test_other_instances_rescue_within_lease_sweep_and_poll() -> None:
@@ -53,6 +59,7 @@ def test_other_instances_rescue_within_lease_sweep_and_poll() -> None:
 
         with campaign.load(rate_per_s=130):
             for _ in every(1.2, campaign.chance, rounds(3)):
+                campaign.spare_suspects(kills)
                 victim = campaign.chance.choice(campaign.instances)
                 kills.append(victim.kill())
                 pass_time(campaign.chance.uniform(0.0, 1.5))
@@ -64,7 +71,7 @@ def test_other_instances_rescue_within_lease_sweep_and_poll() -> None:
         print(f"  rescue delay             {spread(delays)}")
         assert not report.violations
         assert report.runs_lost > 0
-        assert max(delays) <= SHORT_LIVES["lease_s"] + SHORT_LIVES["sweep_s"] + SHORT_LIVES["poll_s"] + 0.5
+        assert max(delays) <= SHORT_LIVES["lease_s"] + SHORT_LIVES["sweep_s"] + SHORT_LIVES["poll_s"] + BUSY_S
 
 
 def test_other_instance_rescues_within_30_s_at_default_settings() -> None:
@@ -76,13 +83,13 @@ def test_other_instance_rescues_within_30_s_at_default_settings() -> None:
         with campaign.load(rate_per_s=60):
             pass_time(1.0)
             kills = [victim.kill()]
-        report = campaign.finish("one of two instances killed, default settings", timeout_s=40)
+        report = campaign.finish("one of two instances killed, default settings")
 
         delays = campaign.rescue_delays(kills)
         print(f"  rescue delay             {spread(delays)}")
         assert not report.violations
         assert report.runs_lost > 0
-        assert max(delays) <= 30
+        assert max(delays) <= LEASE_S + SWEEP_S + POLL_S + BUSY_S
 
 
 def test_server_killed_under_load_costs_503s_and_no_task() -> None:
@@ -98,12 +105,12 @@ def test_server_killed_under_load_costs_503s_and_no_task() -> None:
                 killed_at = time.monotonic()
                 os.kill(campaign.backend() if victim == "backend" else campaign.postmaster, signal.SIGKILL)
                 refused_at = campaign.wait_refused(killed_at)
-                wait_until(campaign.answers, 60, "PostgreSQL has recovered")
+                wait_until(campaign.answers, "PostgreSQL has recovered")
                 answered_at = time.monotonic()
                 stored_at = refused_at + campaign.history.first_stored_after(refused_at)
                 outages[victim].append(stored_at - killed_at)
                 resumes.append(max(0.0, stored_at - answered_at))
-        report = campaign.finish(f"{2 * rounds(2)} kills of PostgreSQL", timeout_s=60)
+        report = campaign.finish(f"{2 * rounds(2)} kills of PostgreSQL")
 
         for victim, seconds in outages.items():
             print(f"  {victim + ' to first 201':<24} {spread(seconds)}")
@@ -112,7 +119,7 @@ def test_server_killed_under_load_costs_503s_and_no_task() -> None:
         assert service.pid == pid
         assert not report.violations
         assert report.duplicates_explained == report.duplicates_unexplained == 0
-        assert max(resumes) <= 3
+        assert max(resumes) <= BUSY_S
 
 
 def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
@@ -127,7 +134,7 @@ def test_frozen_instance_can_not_settle_what_others_rescued() -> None:
                 pass_time(SHORT_LIVES["lease_s"] + 2 * SHORT_LIVES["sweep_s"])
                 frozen.thaw()
                 frozen.url = url
-        report = campaign.finish("an instance frozen past its lease", timeout_s=40)
+        report = campaign.finish("an instance frozen past its lease")
 
         print(f"  stale results refused    {_refused(frozen)}")
         print(f"  leases lost              {len(frozen.events('our lease was ended by another instance'))}")
@@ -142,14 +149,16 @@ def test_late_result_is_refused_while_another_instance_runs_the_task() -> None:
     with Campaign(seed=23) as campaign:
         frozen = campaign.instance("frozen", **SHORT_LIVES, handlers=HANDLERS)
         for _ in range(5):
-            campaign.post(errand(campaign.history.recipient(), work_s=3.0))
+            campaign.post(errand(campaign.history.recipient(), held=True))
+        wait_until(lambda: campaign.running(run=1) == 5, "the first instance runs all of them")
         living = campaign.instance("living", **SHORT_LIVES, handlers=HANDLERS)
 
         frozen.freeze()
-        again = "select count(*) from taskq.task where status = 1 and run = 2"
-        wait_until(lambda: campaign.ask(again)[0][0] == 5, 10, "the other instance runs all of them")
-        pass_time(1.0)  # so that the three seconds of the frozen runs are over
+        wait_until(lambda: campaign.running(run=2) == 5, "the other instance runs all of them")
+        campaign.let_go(run=1)
         frozen.thaw()
+        wait_until(lambda: _refused(frozen), "late results are refused")
+        campaign.let_go(run=2)
         report = campaign.finish("late results of a thawed instance")
 
         print(f"  late results refused     {_refused(frozen)}")
@@ -164,16 +173,18 @@ def test_thawed_instance_runs_its_own_rescued_tasks_again() -> None:
     with Campaign(seed=16) as campaign:
         frozen = campaign.instance("frozen", **SHORT_LIVES, handlers=HANDLERS, concurrency=20)
         living = campaign.instance("living", **SHORT_LIVES, handlers=HANDLERS, concurrency=5)
-        for instance in (living, frozen):
+        for number, instance in enumerate((living, frozen), 1):
             for _ in range(5):
-                campaign.post(errand(campaign.history.recipient(), work_s=5.0), instance)
+                campaign.post(errand(campaign.history.recipient(), held=True), instance)
+            wait_until(lambda: campaign.running(run=1) == 5 * number, f"{instance.name} runs its own")  # noqa: B023 - waited for here
 
         frozen.freeze()
-        wait_until(lambda: len(campaign.rescues()) == 5, 10, "the frozen instance loses its lease")
+        wait_until(lambda: len(campaign.rescues()) == 5, "the frozen instance loses its lease")
         with campaign.hold("lock table taskq.minute_count"):  # no result can be written
             frozen.thaw()
-            again = "select count(*) from taskq.task where status = 1 and run = 2"
-            wait_until(lambda: campaign.ask(again)[0][0] == 5, 10, "the thawed instance runs all of them again")
+            wait_until(lambda: campaign.running(run=2) == 5, "the thawed instance runs all of them again")
+            campaign.let_go(run=1)
+            campaign.let_go(run=2)
         report = campaign.finish("an instance that takes its own tasks again")
 
         assert frozen.terminate() == living.terminate() == 0
@@ -193,24 +204,24 @@ def test_cut_listener_costs_at_most_the_poll() -> None:
         for _ in every(0.1, campaign.chance, rounds(30)):
             campaign.enqueue()
             cuts += campaign.cut_listener()
-        wait_until(lambda: campaign.unfinished() == 0, 10, "everything ends")
+        wait_until(lambda: campaign.unfinished() == 0, "everything ends")
         during = campaign.start_delays()
-        recovered_s = wait_until(lambda: _starts_soon(campaign), 20, "notifications arrive again")
+        recovered_s = wait_until(lambda: _starts_soon(campaign), "notifications arrive again")
         report = campaign.finish(f"the LISTEN connection cut {cuts} times")
 
         print(f"  start delay              {spread(during)}")
         print(f"  heard again after        {recovered_s:.1f} s")
         assert not report.violations
         assert cuts > 0
-        assert max(during) <= 1.0 + 0.5  # the poll and a margin for two busy cores
+        assert max(during) <= POLL_S + BUSY_S
 
 
 def _starts_soon(campaign: Campaign) -> bool:
     """Tell whether a task starts sooner than a poll would find it, five times in a row."""
     for _ in range(5):
         campaign.enqueue()
-        wait_until(lambda: campaign.unfinished() == 0, 10, "it ends")
-        if campaign.start_delays()[-1] > 0.1:
+        wait_until(lambda: campaign.unfinished() == 0, "it ends")
+        if campaign.start_delays()[-1] > POLL_S / 5:
             return False
     return True
 
@@ -232,7 +243,7 @@ def test_poison_is_failed_and_innocents_are_not() -> None:
                 service.start(wait=False)
             return campaign.unfinished() == 0
 
-        seconds = wait_until(ended, 40, "poison and innocents end")
+        seconds = wait_until(ended, "poison and innocents end")
         report = campaign.finish("poison among innocents", poison="crash.poison")
 
         print(f"  crashes until poisoned   {deaths} in {seconds:.1f} s")
@@ -305,7 +316,7 @@ def test_service_stops_when_asked_right_after_its_start() -> None:
             pass_time(campaign.chance.uniform(0.0, 0.02))
 
         print(f"== asked to stop at once (seed {campaign.seed})\n  stop                     {spread(took)}")
-        assert max(took) < 5
+        assert max(took) <= BUSY_S
 
 
 def _stopped_in(instance: Instance) -> float:
@@ -314,5 +325,5 @@ def _stopped_in(instance: Instance) -> float:
     return time.monotonic() - began
 
 
-def errand(to: str, *, kind: str = "crash.innocent", work_s: float = 0.0) -> dict[str, object]:
-    return {"kind": kind, "payload": {"to": to, "work_s": work_s}}
+def errand(to: str, *, kind: str = "crash.innocent", work_s: float = 0.0, held: bool = False) -> dict[str, object]:
+    return {"kind": kind, "payload": {"to": to, "work_s": work_s, "held": held}}

@@ -56,7 +56,7 @@ def test_task_survives_a_death_before_any_read_or_write(path: str, *, warm: bool
                 if point is None:
                     break
                 service.start()
-                wait_until(lambda: campaign.unfinished() == 0, 10, f"recovery after a death before {point}")
+                wait_until(lambda: campaign.unfinished() == 0, f"recovery after a death before {point}")
                 if not warm:
                     service.kill()  # what was recovered has opened connections
                     service.start()
@@ -80,7 +80,7 @@ def _warm_up(campaign: Campaign) -> None:
     """Let connections be open and statements be prepared, as in a service that has run for a while."""
     campaign.post(mail(campaign.history.recipient()))
     campaign.enqueue()
-    wait_until(lambda: campaign.unfinished() == 0, 10, "the first tasks end")
+    wait_until(lambda: campaign.unfinished() == 0, "the first tasks end")
 
 
 def _die_at(campaign: Campaign, service: Instance, submit: Callable[[], object], call: str, number: int) -> str | None:
@@ -89,7 +89,7 @@ def _die_at(campaign: Campaign, service: Instance, submit: Callable[[], object],
     tracer = Tracer(service, call, number, campaign.place / "trace")
     assert tracer.attached, tracer.said
     submit()
-    wait_until(lambda: not service.alive or campaign.unfinished() == 0, 20, "death, or the end of the task")
+    wait_until(lambda: not service.alive or campaign.unfinished() == 0, "death, or the end of the task")
     pass_time(0.05)  # the reply to the settle is read after the task is final
     died = not service.alive
     point = tracer.close()

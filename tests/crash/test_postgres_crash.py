@@ -9,23 +9,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 import pytest
+from clusters import ask, server_pid, tell
+from conftest import wait_until
 
 import taskq.postgres
 from taskq.postgres import EmbeddedPostgres
 from taskq.postgres.account import choose_account
 from taskq.postgres.locks import is_free
-from taskq.postgres.process import launch, read_pid_file
+from taskq.postgres.process import launch
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.crash
 
 PROCESS = """
 import sys
@@ -40,13 +40,6 @@ print("outcome", server.stop(), flush=True)
 CONTAINER = ["unshare", "--pid", "--ipc", "--mount-proc", "--fork", "--kill-child"]
 
 
-def eventually(predicate: Callable[[], object], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not predicate():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        threading.Event().wait(0.01)
-
-
 started: "list[subprocess.Popen[str]]" = []
 
 
@@ -58,14 +51,6 @@ def _no_process_left() -> Iterator[None]:
         if process.poll() is None:
             process.kill()
             process.communicate()
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-crash-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -95,24 +80,6 @@ def first_line(process: "subprocess.Popen[str]") -> str:
 def kill(process: "subprocess.Popen[str]") -> None:
     process.kill()
     process.communicate()
-
-
-def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
-        assert row is not None
-        return str(row[0])
-
-
-def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
-def server_pid(place: Path) -> int:
-    told = read_pid_file(place.resolve() / "pgdata")
-    assert told is not None
-    return told.pid
 
 
 def crash_server(server: EmbeddedPostgres, place: Path) -> None:
@@ -175,7 +142,7 @@ def test_acknowledged_rows_are_found_when_the_server_is_killed_under_load(
 def test_start_waits_for_a_backend_that_outlives_its_server(place: Path, server: EmbeddedPostgres) -> None:
     server.start()
     begun = threading.Event()
-    loop = "do $$ begin while clock_timestamp() < now() + interval '1 s' loop end loop; end $$"
+    loop = "do $$ begin while clock_timestamp() < now() + interval '3 s' loop end loop; end $$"
 
     def busy(dsn: str) -> None:
         with suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True) as connection:
@@ -186,7 +153,7 @@ def test_start_waits_for_a_backend_that_outlives_its_server(place: Path, server:
     outliving.start()
     assert begun.wait(30)
     running = "select count(*) from pg_stat_activity where query like 'do $$%' and state = 'active'"
-    eventually(lambda: ask(server, running) != "0")
+    wait_until(lambda: ask(server, running) != "0")
 
     crash_server(server, place)
     outlived = not is_free(place / "server.lock")
@@ -210,7 +177,7 @@ def test_server_returns_by_itself_when_a_backend_is_killed(server: EmbeddedPostg
             return ask(server, "select 1") == "1"
         return False
 
-    eventually(serves)
+    wait_until(serves)
     assert not server.wait_dead(0.01)
 
 
@@ -220,7 +187,7 @@ def test_start_makes_a_whole_cluster_when_initdb_was_interrupted(
 ) -> None:
     process = run_process(place)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    eventually(lambda: list(place.glob("pgdata.new-*/PG_VERSION")))
+    wait_until(lambda: list(place.glob("pgdata.new-*/PG_VERSION")))
     initdb = int(children.read_text().split()[0])
     kill(process)
     if not initdb_lives:

@@ -303,7 +303,7 @@ async def test_suspect_that_fails_leaves_the_way_free_for_the_next(
         await put(connection, crashes=2)
 
     async with running(settings, kind("work", work), **NEVER):
-        await eventually(all_are(connection, {3: 3}), 5.0)
+        await eventually(all_are(connection, {3: 3}))
 
 
 async def test_suspect_taken_by_another_instance_is_let_go(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pytest
-from smtp_script import Action, Drop, Hang, Hold, Reset, envelope, outcome, relay_of, scripted
+from smtp_script import PATIENT, Action, Drop, Hang, Hold, Reset, envelope, outcome, relay_of, scripted
 
 from taskq.errors import Snooze, TaskError
 from taskq.mail.relay import Relay
@@ -22,11 +22,15 @@ both_paths = pytest.mark.parametrize(
 async def run(script: Mapping[str, Action | list[Action]], extensions: tuple[str, ...]) -> Snooze | TaskError | None:
     """Send one mail to a server that follows the script; at least one side must then be done."""
     async with scripted(script, extensions=extensions) as server:
-        relay = relay_of(server, limits=SHORT)
+        relay = relay_of(server, limits=SHORT if _hangs(script) else PATIENT)
         result = await outcome(relay)
         await relay.close()
         await server.settled()
     return result
+
+
+def _hangs(script: Mapping[str, Action | list[Action]]) -> bool:
+    return any(isinstance(action, Hang | bytes) for action in script.values())
 
 
 @both_paths
@@ -231,7 +235,7 @@ async def test_send_survives_a_failing_rset_and_keeps_the_first_verdict(action: 
         "rset": action,
     }
     async with scripted(script) as server:
-        relay = relay_of(server, limits=SHORT)
+        relay = relay_of(server, limits=SHORT if isinstance(action, Hang) else PATIENT)
         first = await outcome(relay)
         second = await outcome(relay)
         await relay.close()

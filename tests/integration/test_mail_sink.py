@@ -35,7 +35,7 @@ async def smtp_sink(*options: str) -> AsyncIterator[Relay]:
     process = subprocess.Popen([program, *account, *options, f"127.0.0.1:{port}", "100"])
     relay = Relay(parse_server(f"smtp://127.0.0.1:{port}"))
     try:
-        async with asyncio.timeout(10):  # until it listens
+        async with asyncio.timeout(60):  # until it listens
             while True:
                 with socket.socket() as attempt:
                     if attempt.connect_ex(("127.0.0.1", port)) == 0:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from smtp_script import Action, Drop, Hang, ScriptedServer, scripted
+from smtp_script import PATIENT, Action, Drop, Hang, ScriptedServer, scripted
 
 from taskq.errors import Snooze
 from taskq.mail.envelope import Envelope
@@ -20,7 +20,6 @@ from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
 from taskq.mail.smtp import TimeLimits
 
-LIMITS = TimeLimits(connect_s=5, hello_s=5, command_s=5, body_s=5, dot_s=5)
 SHORT = TimeLimits(connect_s=0.5, hello_s=0.5, command_s=0.5, body_s=0.5, dot_s=0.5)
 MESSAGE = b"From: a@x.test\r\n\r\n" + b"y" * 70 + b"\r\n"
 LARGE = MESSAGE * 40_000
@@ -55,7 +54,7 @@ def certify(tmp_path_factory: pytest.TempPathFactory) -> Certify:
 
 
 def relay_of(
-    server: ScriptedServer, scheme: str, *, options: str = "", user: str = "user:secret@", limits: TimeLimits = LIMITS
+    server: ScriptedServer, scheme: str, *, options: str = "", user: str = "user:secret@", limits: TimeLimits = PATIENT
 ) -> Relay:
     return Relay(parse_server(f"{scheme}://{user}127.0.0.1:{server.port}?{options}"), limits=limits)
 
@@ -158,7 +157,8 @@ async def test_a_failing_starttls_snoozes(certify: Certify, action: Action, *, s
         if action == "220 go":  # says yes, and then speaks no TLS
             server.starttls = None
             server.extensions = (*EXTENSIONS, "STARTTLS")
-        error = await refused(relay_of(server, "smtp", options=f"tls=starttls&ca={ca}", limits=SHORT))
+        limits = SHORT if isinstance(action, Hang) else PATIENT
+        error = await refused(relay_of(server, "smtp", options=f"tls=starttls&ca={ca}", limits=limits))
 
     assert (error.delay_s >= 300) is slow
     assert server.counts["auth"] == server.counts["mail"] == 0

@@ -7,8 +7,6 @@ Postfix adds, it adds in front (RFC 5321 §4.4).
 import json
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +26,6 @@ SENDER = "shop@ok.test"
 CROWD = 500
 OUTAGE_S = float(os.environ.get("TASKQ_TEST_OUTAGE_S", "0"))  # seconds that the relay stays away, after all have tried
 WAITING_FOR_A_RETRY = {"status": "pending", "attempt": 1}
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Postfix's folder, not below pytest's own, which a second run of pytest closes to other accounts."""
-    folder = Path(tempfile.mkdtemp(prefix="taskq-postfix-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

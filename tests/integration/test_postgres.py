@@ -10,73 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
 import psycopg
 import pytest
+from clusters import FAST, Make, ask, server_pid, tell
+from conftest import wait_until
 
 from taskq.errors import ConfigError, TaskqError
-from taskq.postgres import EmbeddedPostgres
 from taskq.postgres.account import choose_account
 from taskq.postgres.locks import release, try_lock
 from taskq.postgres.process import launch, read_pid_file
-
-pytestmark = pytest.mark.timeout(60)
-
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-Make = Callable[..., EmbeddedPostgres]
-
-
-def eventually(predicate: Callable[[], object], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not predicate():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        threading.Event().wait(0.01)
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def make(place: Path) -> Iterator[Make]:
-    made: list[EmbeddedPostgres] = []
-
-    def new(**options: object) -> EmbeddedPostgres:
-        options = {"settings": FAST, "initdb_options": ["--no-sync"], **options}
-        made.append(EmbeddedPostgres(place, **options))  # pyright: ignore[reportArgumentType] - options by name
-        return made[-1]
-
-    yield new
-    for server in reversed(made):
-        server.stop()
-
-
-def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
-        assert row is not None
-        return str(row[0])
-
-
-def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
-def server_pid(place: Path) -> int:
-    told = read_pid_file(place.resolve() / "pgdata")
-    assert told is not None
-    return told.pid
 
 
 async def test_start_serves_asyncpg_by_its_dsn(make: Make) -> None:
@@ -180,7 +126,7 @@ def test_stop_makes_a_waiting_start_give_up(make: Make, place: Path) -> None:
 
     waiting = threading.Thread(target=start)
     waiting.start()
-    eventually(server._turn.locked)
+    wait_until(server._turn.locked)
     assert server.stop() == "not running"
 
     waiting.join(30)
@@ -199,7 +145,7 @@ def test_start_says_what_it_waits_for(
     waiting = threading.Thread(target=server.start)
     waiting.start()
 
-    eventually(lambda: "postgres start waits for=another taskq" in caplog.text)
+    wait_until(lambda: "postgres start waits for=another taskq" in caplog.text)
     release(busy)
     waiting.join(30)
 
@@ -214,7 +160,7 @@ def test_start_refuses_a_server_started_by_hand(make: Make, place: Path) -> None
     program = next(place.glob("bin/*/*/*/bin/postgres"))
     command = [str(program), "-D", str(place.resolve() / "pgdata"), "-k", str(place / "run")]
     stranger = launch(command, account=account, cwd=place, output=subprocess.DEVNULL)
-    eventually(lambda: (told := read_pid_file(place / "pgdata")) and told.ready)
+    wait_until(lambda: (told := read_pid_file(place / "pgdata")) and told.ready)
 
     with pytest.raises(ConfigError, match="taskq didn't start it"):
         server.start()

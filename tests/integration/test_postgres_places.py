@@ -10,47 +10,19 @@ import shutil
 import subprocess
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
-import psycopg
 import pytest
+from clusters import FAST, Make, ask
 
 from taskq.errors import ConfigError
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.postgres.account import choose_account
 from taskq.postgres.layout import Layout
 
-pytestmark = pytest.mark.timeout(60)
-
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-Make = Callable[..., EmbeddedPostgres]
-
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can arrange it")
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
-    path.chmod(0o755)
-    yield path
-    path.chmod(0o755)
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[EmbeddedPostgres] = []
-
-    def new(root: Path, **options: object) -> EmbeddedPostgres:
-        options = {"settings": FAST, "initdb_options": ["--no-sync"], **options}
-        made.append(EmbeddedPostgres(root, **options))  # pyright: ignore[reportArgumentType] - options by name
-        return made[-1]
-
-    yield new
-    for server in made:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +35,6 @@ def programs() -> Iterator[Path]:
     server.stop()
     yield next((root / "bin").rglob("initdb")).parent
     shutil.rmtree(root)
-
-
-def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
-        assert row is not None
-        return str(row[0])
 
 
 def socket_directory(server: EmbeddedPostgres) -> Path:

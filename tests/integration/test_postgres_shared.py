@@ -4,26 +4,17 @@ Users are objects in this process, which behave as processes do, or real process
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
+from clusters import Make, ask, server_pid, tell
 
 import taskq.postgres
-from taskq.postgres import EmbeddedPostgres
 from taskq.postgres.locks import is_free
-from taskq.postgres.process import read_pid_file
-
-pytestmark = pytest.mark.timeout(60)
-
-FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-Make = Callable[..., EmbeddedPostgres]
 
 PROCESS = """
 import logging, sys
@@ -51,40 +42,6 @@ def _no_process_left() -> Iterator[None]:
             process.communicate()
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-def make(place: Path) -> Iterator[Make]:
-    made: list[EmbeddedPostgres] = []
-
-    def new(**options: object) -> EmbeddedPostgres:
-        options = {"settings": FAST, "initdb_options": ["--no-sync"], **options}
-        made.append(EmbeddedPostgres(place, **options))  # pyright: ignore[reportArgumentType] - options by name
-        return made[-1]
-
-    yield new
-    for server in reversed(made):
-        server.stop()
-
-
-def ask(server: EmbeddedPostgres, query: str) -> str:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        row = connection.execute(query.encode()).fetchone()  # bytes: a query of our own
-        assert row is not None
-        return str(row[0])
-
-
-def tell(server: EmbeddedPostgres, statement: str) -> None:
-    with psycopg.connect(server.dsn, connect_timeout=20, autocommit=True) as connection:
-        connection.execute(statement.encode())
-
-
 def run_process(place: Path, script: str = PROCESS) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(place)],
@@ -105,12 +62,6 @@ def read_until(process: "subprocess.Popen[str]", word: str) -> list[str]:
         if line.startswith(word):
             return lines
     raise AssertionError(f"the process ended without saying {word}: {lines}")
-
-
-def server_pid(place: Path) -> int:
-    told = read_pid_file(place.resolve() / "pgdata")
-    assert told is not None
-    return told.pid
 
 
 def test_guest_joins_and_leaves_the_server_running(make: Make) -> None:

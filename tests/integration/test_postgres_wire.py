@@ -1,19 +1,14 @@
 """The few words of PostgreSQL's protocol that decide whether a server serves, against scripted servers."""
 
-import shutil
 import socket
 import struct
-import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from taskq.errors import ConfigError
 from taskq.postgres.server import is_serving
-
-pytestmark = pytest.mark.timeout(30)
 
 
 def message(kind: str, body: bytes) -> bytes:
@@ -22,13 +17,6 @@ def message(kind: str, body: bytes) -> bytes:
 
 LET_IN = message("R", bytes(4)) + message("S", b"server_version\x0018.6 (Debian)\0") + message("Z", b"I")
 REFUSAL = "SFATAL\0C{}\0Mwords of the server\0\0"
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="taskq-test-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def serve(place: Path, *answers: bytes) -> threading.Thread:

@@ -15,13 +15,13 @@ from conftest import wait_until
 from rig import Program, await_url, handlers, run_program, serving
 
 MAIL = b'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
-QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--beat-s", "0.1", "--lease-s", "1")
+QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--beat-s", "0.1")
 
 
 def refusal(folder: Path, *flags: str, code: int = 2, **options: object) -> str:
     """The one line that a start which can't be prints."""
     program = run_program(folder, *flags, **options)  # pyright: ignore[reportArgumentType]
-    assert program.wait(30) == code, program.errors
+    assert program.wait() == code, program.errors
     assert program.printed == ""
     [line] = [line for line in program.errors.splitlines() if not line.startswith("{")]
     assert line.startswith("taskq: ")
@@ -316,7 +316,7 @@ def test_stop_works_while_the_database_is_away(database: str, postgres: str, tmp
 
         program.signal()
 
-        assert program.wait(30) == 0
+        assert program.wait() == 0
         assert "Traceback" not in program.errors
 
 
