@@ -19,6 +19,8 @@ from datetime import datetime
 from enum import IntEnum
 from typing import assert_never
 
+from taskq.uid import uid_of
+
 __all__ = [
     "Change",
     "Context",
@@ -253,7 +255,7 @@ class Context:
     @property
     def uid(self) -> uuid.UUID:
         """Names the task in the outside world, equal on every attempt and on every instance."""
-        return uuid.uuid5(self._installation, str(self._run.id))
+        return uid_of(self._run.id, self._installation)
 
     @property
     def interruptible(self) -> bool:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from taskq.errors import Snooze, TaskError
-from taskq.mail.address import parse_address
+from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope
 from taskq.mail.pool import PoolLimits
@@ -280,9 +280,9 @@ async def scripted(
 
 
 def envelope(body: str = "text", recipient: str = "ada@ok.test") -> Envelope:
-    sender, to = parse_address("taskq@example.com"), parse_address(recipient)
-    message = compose(Draft(sender, to, "hi", body, UID, CREATED))
-    return Envelope(str(sender), str(to), message, to.smtputf8, 7)
+    sender, to = parse_mailbox("taskq@example.com"), parse_mailbox(recipient)
+    draft = Draft(sender, (to,), "hi", UID, CREATED, body)
+    return Envelope(str(sender), str(to), compose(draft), draft.smtputf8, 7)
 
 
 def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT, **pool: float) -> Relay:

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from taskq.errors import ConfigError
-from taskq.mail.address import parse_address
+from taskq.mail.address import Mailbox, parse_address
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope, Transport
 from taskq.task import Context
@@ -72,7 +72,7 @@ class Email:
     def __init__(self, transport: Transport, mail_from: str) -> None:
         self._transport = transport
         try:
-            self._sender = parse_address(mail_from)
+            self._sender = Mailbox("", parse_address(mail_from))
         except ValueError as error:
             raise ConfigError(f"TASKQ_MAIL_FROM can't be used: {error}") from error
 
@@ -84,11 +84,11 @@ class Email:
             TaskError: The mail was refused, or its outcome is unknown.
         """
         recipient = parse_address(payload.to)
-        draft = Draft(self._sender, recipient, payload.subject, payload.body, context.uid, context.created_at)
+        to = (Mailbox("", recipient),)
+        draft = Draft(self._sender, to, payload.subject, context.uid, context.created_at, payload.body)
         if len(payload.body) < THREAD_CHARS_MIN:
             message = compose(draft)
         else:
             message = await asyncio.to_thread(compose, draft)
-        smtputf8 = recipient.smtputf8 or self._sender.smtputf8
-        envelope = Envelope(str(self._sender), payload.to, message, smtputf8, context.task_id)
+        envelope = Envelope(str(self._sender.address), payload.to, message, draft.smtputf8, context.task_id)
         await self._transport.send(envelope, context.uninterruptible)

@@ -1,147 +1,165 @@
-"""The bytes of a mail (RFC 5322, RFC 2045, RFC 2047), made directly and always the same.
+"""The bytes of a mail (RFC 5322, RFC 2045), made directly and always the same.
 
 The standard library's `EmailMessage` costs a hundred times more and folds what must not be folded
-(long tokens become encoded words, addresses come out unquoted).  Here a header value is either
-plain ASCII or RFC 2047 `B` words cut between code points, a line is folded only between words, and
-nothing depends on chance or on the clock: a retry sends the same bytes, so that a receiver can tell
-a repeated mail by its Message-ID.
+(long tokens become encoded words, addresses come out unquoted).  Here nothing depends on chance or
+on the clock: a retry sends the same bytes, so that a receiver can tell a repeated mail by its
+Message-ID.  The result is 7-bit with CRLF line ends in lines of at most 998, so no relay converts
+it on the way (one exception stands in `headers`).
 
-The result is 7-bit with CRLF line ends, so no relay converts it on the way.  The one exception: an
-address with characters beyond ASCII stands in its header as UTF-8 (RFC 6532), because there is no
-other way to write it; such a mail needs SMTPUTF8.
+A mail of one text is that text.  With HTML beside it the two become an alternative, pictures named
+by the HTML make it related, files make it mixed: alternative ⊂ related ⊂ mixed, only the levels
+that are needed.  Boundaries come from the mail's uid; a text that holds them is encoded so that it
+no longer does.
+
+Whatever a draft holds, it comes out as the mail that was meant or not at all: what could add a
+header or a recipient is refused here as well, not only when a task is submitted.
 """
 
-import binascii
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
-from taskq.mail.address import Address
+from taskq.mail.address import Mailbox
+from taskq.mail.attachment import Attachment, check_attachment, encode_attachment
+from taskq.mail.body import Part, check_text, encode_text, multipart
+from taskq.mail.headers import (
+    check_header,
+    check_subject,
+    check_unsubscribe_url,
+    format_date,
+    write_mailboxes,
+    write_text,
+)
 
-__all__ = ["Draft", "compose"]
+__all__ = [
+    "Attachment",
+    "Draft",
+    "check_attachment",
+    "check_header",
+    "check_subject",
+    "check_text",
+    "check_unsubscribe_url",
+    "compose",
+]
 
-LINE_OCTETS_MAX = 998  # RFC 5322 §2.1.1, without the CRLF
-LINE_OCTETS_WANTED = 78  # RFC 5322 §2.1.1: headers are folded to this where words allow it
-WORD_OCTETS = 45  # of UTF-8 in one encoded word: 12 of frame and 60 of base64 stay under 75 (RFC 2047 §2)
-FIRST_WORD_OCTETS = 39  # of UTF-8 in the word that shares its line of at most 76 with "Subject: "
-
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_ASCII = bytes(range(128))
+_AUTO_SUBMITTED = "Auto-Submitted: auto-generated\r\n"  # RFC 3834: holiday replies and the like leave it unanswered
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What a mail says, before it has bytes."""
 
-    sender: Address
-    """Who it is from; its domain also names the mail."""
-    recipient: Address
-    """Who it is for."""
+    sender: Mailbox
+    """Who it is from; the address's domain also names the mail."""
+    to: tuple[Mailbox, ...]
+    """Who it is for, at least one."""
     subject: str
     """One line; no control characters, no lone surrogates."""
-    body: str
-    """Plain text; any line ends, no NUL, no lone surrogates."""
     uid: UUID
     """Names the mail for ever: equal on every attempt."""
     created_at: datetime
     """When it was submitted, aware; the Date of every attempt."""
+    text: str | None = None
+    """Plain text; any line ends, no NUL, no lone surrogates. At least one of `text` and `html` is there."""
+    html: str | None = None
+    """The same as HTML."""
+    cc: tuple[Mailbox, ...] = ()
+    """Who else it is shown to be for."""
+    reply_to: tuple[Mailbox, ...] = ()
+    """Who answers go to; nobody: the sender."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Names and values that `check_header` accepts, each name once."""
+    attachments: tuple[Attachment, ...] = ()
+    """Files; those with a content id need `html`."""
+    unsubscribe_url: str | None = None
+    """Where a mail program posts to when its user unsubscribes with one click (RFC 8058)."""
+
+    @property
+    def smtputf8(self) -> bool:
+        """Whether a header shows an address that only a relay with SMTPUTF8 can take."""
+        return any(shown.address.smtputf8 for shown in (self.sender, *self.to, *self.cc, *self.reply_to))
 
 
 def compose(draft: Draft) -> bytes:
-    """Return the mail as it goes over the wire, before dot-stuffing; the same for the same draft."""
-    encoding, body = _encode_body(draft.body)
+    """Return the mail as it goes over the wire, before dot-stuffing; the same for the same draft.
+
+    Raises:
+        ValueError: The draft can't be a mail; the message states fact, value and remedy.
+    """
+    check_subject(draft.subject)
+    if not draft.to:
+        raise ValueError("the mail has no recipient in to: name at least one")
+    if draft.html is None and draft.text is not None and not draft.attachments:
+        content, chunks = encode_text(draft.text, "plain")
+    else:
+        content, chunks = _content(draft)
     head = (
-        f"From: {draft.sender}\r\n"
-        f"To: {draft.recipient}\r\n"
-        f"Subject:{_encode_subject(draft.subject)}\r\n"
-        f"Date: {_format_date(draft.created_at)}\r\n"
-        f"Message-ID: <{draft.uid}@{draft.sender.domain}>\r\n"
-        "Auto-Submitted: auto-generated\r\n"  # RFC 3834: holiday replies and the like leave it unanswered
+        f"{write_mailboxes('From', (draft.sender,))}"
+        f"{write_mailboxes('To', draft.to)}"
+        f"{write_mailboxes('Cc', draft.cc) if draft.cc else ''}"
+        f"{write_mailboxes('Reply-To', draft.reply_to) if draft.reply_to else ''}"
+        f"{write_text('Subject', draft.subject)}"
+        f"Date: {format_date(draft.created_at)}\r\n"
+        f"Message-ID: <{draft.uid}@{draft.sender.address.domain}>\r\n"
+        f"{_added(draft) if draft.headers or draft.unsubscribe_url is not None else _AUTO_SUBMITTED}"
         "MIME-Version: 1.0\r\n"
-        "Content-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Transfer-Encoding: {encoding}\r\n"
+        f"{content}"
         "\r\n"
     )
-    return head.encode() + body
+    return b"".join((head.encode(), *chunks))
 
 
-def _encode_subject(subject: str) -> str:
-    """Return the field's value with its leading blank, folded."""
-    if not subject:
-        return ""
-    if subject.isascii() and subject.isprintable() and "=?" not in subject and subject == subject.strip(" "):
-        if len(subject) <= LINE_OCTETS_WANTED - len("Subject: "):
-            return f" {subject}"
-        folded = _fold(f"Subject: {subject}")
-        if folded is not None:
-            return folded.removeprefix("Subject:")
-    return " " + "\r\n ".join(_encoded_words(subject.encode()))
+def _added(draft: Draft) -> str:
+    """Return the fields that not every mail has."""
+    names = [name.lower() for name, _ in draft.headers]
+    if draft.unsubscribe_url is not None:
+        names += ["list-unsubscribe", "list-unsubscribe-post"]
+    if repeated := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise ValueError(f"the header {repeated} is set twice: set it once")
+    fields = [] if "auto-submitted" in names else [_AUTO_SUBMITTED]
+    for name, value in draft.headers:
+        check_header(name, value)
+        fields.append(write_text(name, value))
+    if draft.unsubscribe_url is not None:
+        check_unsubscribe_url(draft.unsubscribe_url)
+        fields.append(f"List-Unsubscribe: <{draft.unsubscribe_url}>\r\n")
+        fields.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
+    return "".join(fields)
 
 
-def _fold(line: str) -> str | None:
-    """Break a long header between words; None if a single word is too long for any line.
-
-    A break stands before a blank that a word follows, so that unfolding (removing the CRLF) gives
-    the text back exactly and no line is blank (RFC 5322 §2.2.3).
-    """
-    lines: list[str] = []
-    while len(line) > LINE_OCTETS_WANTED:
-        at = _last_break(line, LINE_OCTETS_WANTED)
-        if at < 0:
-            break
-        lines.append(line[:at])
-        line = line[at:]
-    lines.append(line)
-    return "\r\n".join(lines) if max(map(len, lines)) <= LINE_OCTETS_MAX else None
-
-
-def _last_break(line: str, limit: int) -> int:
-    """Return where to break: the last fitting blank before a word, else the first one; -1 for none."""
-    start = len("Subject: ") if line.startswith("Subject: ") else len(line) - len(line.lstrip(" "))
-    blanks = [at for at in range(start, len(line) - 1) if line[at] == " " and line[at + 1] != " "]
-    return max((at for at in blanks if at <= limit), default=blanks[0] if blanks else -1)
-
-
-def _encoded_words(text: bytes) -> list[str]:
-    """Cut UTF-8 between code points into RFC 2047 words of at most 75 characters."""
-    words: list[str] = []
-    start, room = 0, FIRST_WORD_OCTETS
-    while start < len(text):
-        end = min(start + room, len(text))
-        while end < len(text) and text[end] & 0xC0 == 0x80:  # not inside a code point
-            end -= 1
-        words.append(f"=?utf-8?B?{binascii.b2a_base64(text[start:end], newline=False).decode('ascii')}?=")
-        start, room = end, WORD_OCTETS
-    return words
+def _content(draft: Draft) -> Part:
+    """Return the body with its headers, of as many levels as it needs."""
+    for attachment in draft.attachments:
+        check_attachment(attachment.filename, attachment.content_type, attachment.content_id)
+    stem = f"=_{draft.uid.hex}"  # "=_" occurs in no quoted-printable and no base64 (RFC 2045 §6.7)
+    texts: list[Part] = []
+    if draft.text is not None:
+        texts.append(encode_text(draft.text, "plain", stem))
+    if draft.html is not None:
+        texts.append(encode_text(draft.html, "html", stem))
+    if not texts:
+        raise ValueError("the mail has neither text nor html: write at least one")
+    whole = texts[0] if len(texts) == 1 else multipart("alternative", f"{stem}_a", texts)
+    root = "text/html" if len(texts) == 1 else "multipart/alternative"
+    inline = [attachment for attachment in draft.attachments if attachment.content_id is not None]
+    if inline:
+        _check_inline(draft, inline)
+        whole = multipart(f'related; type="{root}"', f"{stem}_r", [whole, *map(encode_attachment, inline)])
+    if len(inline) < len(draft.attachments):
+        beside = [encode_attachment(attachment) for attachment in draft.attachments if attachment.content_id is None]
+        whole = multipart("mixed", f"{stem}_m", [whole, *beside])
+    head, chunks = whole
+    if len(texts) > 1 or draft.attachments:
+        chunks.append(b"\r\n")
+    return head, chunks
 
 
-def _format_date(moment: datetime) -> str:
-    """Return an RFC 5322 §3.3 date in UTC."""
-    if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
-    return (
-        f"{_DAYS[moment.weekday()]}, {moment.day:02d} {_MONTHS[moment.month]} {moment.year:04d} "
-        f"{moment.hour:02d}:{moment.minute:02d}:{moment.second:02d} +0000"
-    )
-
-
-def _encode_body(text: str) -> tuple[str, bytes]:
-    """Return the content transfer encoding and the encoded text, ending with CRLF."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if not text.endswith("\n"):
-        text += "\n"
-    if text.isascii() and (len(text) <= LINE_OCTETS_MAX or max(map(len, text.split("\n"))) <= LINE_OCTETS_MAX):
-        return "7bit", text.replace("\n", "\r\n").encode("ascii")
-    data = text.replace("\n", "\r\n").encode()
-    escaped = len(data.translate(None, _ASCII)) + data.count(b"=")
-    if escaped * 2 > len(data) // 3:  # each escaped octet grows by two, base64 grows everything by a third
-        return "base64", _base64_lines(data)
-    return "quoted-printable", binascii.b2a_qp(data, istext=True)
-
-
-def _base64_lines(data: bytes) -> bytes:
-    """Return base64 in lines of 76 (RFC 2045 §6.8)."""
-    flat = binascii.b2a_base64(data, newline=False)
-    return b"".join([flat[at : at + 76] + b"\r\n" for at in range(0, len(flat), 76)])
+def _check_inline(draft: Draft, inline: list[Attachment]) -> None:
+    if draft.html is None:
+        raise ValueError(
+            f"the file {inline[0].filename!a} has the content id {inline[0].content_id}, but the mail has no html that "
+            "could show it: remove the content id"
+        )
+    names = [attachment.content_id for attachment in inline]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the content ids {', '.join(map(str, names))} are not different: give each file its own")

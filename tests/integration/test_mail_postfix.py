@@ -10,7 +10,7 @@ from postfix import Postfix, running_postfix
 
 from taskq.errors import Snooze, TaskError
 from taskq.kinds.email import Email, EmailPayload
-from taskq.mail.address import parse_address
+from taskq.mail.address import parse_mailbox
 from taskq.mail.breaker import Breaker
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope
@@ -33,8 +33,8 @@ def context() -> Context:
 
 
 def composed(payload: EmailPayload, run: Context) -> bytes:
-    sender, recipient = parse_address(SENDER), parse_address(payload.to)
-    return compose(Draft(sender, recipient, payload.subject, payload.body, run.uid, run.created_at))
+    sender, recipient = parse_mailbox(SENDER), parse_mailbox(payload.to)
+    return compose(Draft(sender, (recipient,), payload.subject, run.uid, run.created_at, payload.body))
 
 
 def as_sent(delivered: bytes) -> bytes:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid5
 
 import psycopg
 import pytest
@@ -19,8 +18,9 @@ from conftest import wait_until
 from postfix import Postfix, running_postfix
 from rig import Program, serving
 
-from taskq.mail.address import parse_address
+from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
+from taskq.uid import uid_of
 
 SENDER = "shop@ok.test"
 CROWD = 500
@@ -76,8 +76,8 @@ def composed(database: str, task_id: int, recipient: str, subject: str, body: st
         row = connection.execute(
             "select i.id, t.created_at from taskq.task t, taskq.installation i where t.id = %s", [task_id]
         ).fetchall()[0]
-    uid = uuid5(row[0], str(task_id))
-    return compose(Draft(parse_address(SENDER), parse_address(recipient), subject, body, uid, row[1]))
+    uid = uid_of(task_id, row[0])
+    return compose(Draft(parse_mailbox(SENDER), (parse_mailbox(recipient),), subject, uid, row[1], body))
 
 
 @pytest.mark.parametrize(

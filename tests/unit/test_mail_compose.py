@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.mail.address import parse_address
+from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 
 UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 CREATED = datetime(2024, 2, 29, 7, 5, 9, 123_456, tzinfo=UTC)
 
 lines = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp"), include_characters=" \t"))
-subjects = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=998)
+subjects = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), max_size=998)
 ascii_subjects = st.text(st.sampled_from("abc =?.ZQ"), max_size=998)
 bodies = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=3_000)
 line_ends = st.text(st.sampled_from("a.\r\n ä"), max_size=60)
@@ -24,10 +24,10 @@ wide_bodies = line_ends | st.builds("\n".join, st.lists(lines | st.text("=.ä x"
 
 def draft(subject: str = "Hello", body: str = "text", **changes: object) -> Draft:
     values: dict[str, object] = {
-        "sender": parse_address("taskq@example.com"),
-        "recipient": parse_address("ada@example.org"),
+        "sender": parse_mailbox("taskq@example.com"),
+        "to": (parse_mailbox("ada@example.org"),),
         "subject": subject,
-        "body": body,
+        "text": body,
         "uid": UID,
         "created_at": CREATED,
     }
@@ -95,11 +95,11 @@ def test_compose_omits_the_blank_of_an_empty_subject() -> None:
     ],
 )
 def test_compose_chooses_the_smallest_safe_encoding(body: str, encoding: bytes) -> None:
-    assert header(compose(draft(body=body)), b"Content-Transfer-Encoding") == encoding
+    assert header(compose(draft("Hello", body)), b"Content-Transfer-Encoding") == encoding
 
 
 def test_compose_writes_an_international_address_as_utf8() -> None:
-    message = compose(draft(recipient=parse_address("grüße@bücher.example")))
+    message = compose(draft(to=(parse_mailbox("grüße@bücher.example"),)))
 
     assert header(message, b"To") == " grüße@xn--bcher-kva.example".encode()
 
@@ -121,7 +121,7 @@ def test_compose_never_breaks_a_long_token(subject: str) -> None:
     assert value.replace(b"\r\n", b"") == b" " + subject.encode()
 
 
-@pytest.mark.parametrize("subject", ["x" * 998, "=?utf-8?q?evil?=", " leading", "trailing ", "tab\there", "Grüße"])
+@pytest.mark.parametrize("subject", ["x" * 998, "=?utf-8?q?evil?=", " leading", "trailing ", "Grüße"])
 def test_compose_encodes_a_subject_that_plain_text_would_change(subject: str) -> None:
     message = compose(draft(subject))
 

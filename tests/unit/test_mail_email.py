@@ -8,15 +8,16 @@ from pydantic import ValidationError
 
 from taskq.errors import ConfigError, Snooze, StoreUnavailable
 from taskq.kinds.email import Email, EmailPayload
-from taskq.mail.address import parse_address
+from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.inbox import CapturedMail, Inbox
 from taskq.mail.relay import Relay, transport_from_url
 from taskq.task import Context, Run
+from taskq.uid import uid_of
 
 INSTALLATION = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
-UID = uuid.uuid5(INSTALLATION, "7")
+UID = uid_of(7, INSTALLATION)
 CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
 BODY = '{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
 
@@ -121,7 +122,8 @@ async def test_handler_composes_and_hands_over() -> None:
     await Email(transport, "taskq@example.com")(payload, context())
 
     (envelope,) = transport.envelopes
-    draft = Draft(parse_address("taskq@example.com"), parse_address("ada@example.com"), "hi", "text", UID, CREATED)
+    sender, recipient = parse_mailbox("taskq@example.com"), parse_mailbox("ada@example.com")
+    draft = Draft(sender, (recipient,), "hi", UID, CREATED, "text")
     assert envelope == Envelope("taskq@example.com", "ada@example.com", compose(draft), False, 7)
 
 
