@@ -20,6 +20,7 @@ TYPE_CHARS_MAX = 255
 CONTENT_ID_CHARS_MAX = 200
 
 _FILENAME_REFUSED = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PLAIN_FILENAME = re.compile(r"[A-Za-z0-9 !#$&'()+,.;=@\[\]^_`{}~-]+")  # no program reads it otherwise between quotes
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"  # RFC 6838 §4.2
 _PARAMETER = r"""; ?([A-Za-z0-9_.-]{1,64})=(?:[A-Za-z0-9!#$%&'*+^_`{|}~.-]+|"[ !#->@-\[\]-~]*")"""  # RFC 2045 §5.1
 _TYPE = re.compile(rf"({_NAME})/{_NAME}(?:{_PARAMETER})*")
@@ -53,6 +54,8 @@ def check_attachment(filename: str, content_type: str, content_id: str | None) -
         )
     if not filename.strip(" ."):
         raise ValueError(f"the file name {_shown(filename)} names no file: write a name such as invoice.pdf")
+    if filename != filename.strip():
+        raise ValueError(f"the file name {_shown(filename)} begins or ends with a blank, which parsers drop: remove it")
     octets = len(filename.encode())
     if octets > FILENAME_OCTETS_MAX:
         raise ValueError(
@@ -70,12 +73,10 @@ def check_attachment(filename: str, content_type: str, content_id: str | None) -
 def encode_attachment(attachment: Attachment) -> Part:
     """Return the file as a part; its names have been checked."""
     disposition = "attachment" if attachment.content_id is None else "inline"
-    filename = attachment.filename
-    if filename.isascii() and "=?" not in filename:  # many programs decode what looks encoded even between quotes
-        escaped = filename.replace('"', '\\"')
-        named = f'filename="{escaped}"'
+    if _PLAIN_FILENAME.fullmatch(attachment.filename):
+        named = f'filename="{attachment.filename}"'
     else:
-        named = f"filename*=utf-8''{urllib.parse.quote(filename, safe='')}"
+        named = f"filename*=utf-8''{urllib.parse.quote(attachment.filename, safe='')}"
     head = (
         f"Content-Type: {attachment.content_type}\r\n"
         "Content-Transfer-Encoding: base64\r\n"

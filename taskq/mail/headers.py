@@ -208,9 +208,9 @@ def _last_break(line: str, start: int) -> int:
 def _encoded_words(text: str, column: int) -> list[str]:
     """Cut text between code points into RFC 2047 words of at most 75 characters, the first to stand at `column`."""
     data = text.encode()
+    room = min(WORD_OCTETS, max(WORD_OCTETS_MIN, (ENCODED_LINE_OCTETS - column - WORD_FRAME_OCTETS) // 4 * 3))
     words: list[str] = []
-    start, room = 0, max(WORD_OCTETS_MIN, (ENCODED_LINE_OCTETS - column - WORD_FRAME_OCTETS) // 4 * 3)
-    room = min(room, WORD_OCTETS)
+    start = 0
     while start < len(data):
         end = min(start + room, len(data))
         while end < len(data) and data[end] & 0xC0 == 0x80:  # not inside a code point

@@ -12,7 +12,7 @@ from taskq.errors import Snooze, TaskError
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
 from taskq.mail.breaker import Breaker
-from taskq.mail.compose import Draft, compose
+from taskq.mail.compose import Attachment, Draft, compose
 from taskq.mail.envelope import Envelope
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
@@ -75,6 +75,34 @@ async def test_postfix_delivers_to_an_international_address(postfix: Postfix) ->
     await relay.close()
 
     assert as_sent(postfix.delivered(str(run.uid).encode())) == composed(payload, run)
+
+
+async def test_postfix_delivers_every_part_as_composed(postfix: Postfix) -> None:
+    relay = Relay(parse_server(postfix.url))
+    run = context()
+    draft = Draft(
+        parse_mailbox('"Queue, Task" <taskq@ok.test>'),
+        (parse_mailbox("Ada Lovelace <ada@ok.test>"), parse_mailbox("Zoë Grüße <grüße@ok.test>")),
+        "Grüße aus Köln " * 20,
+        run.uid,
+        run.created_at,
+        text=".\n..\nFrom a dot\n" * 200,
+        html="<p>ä</p><img src='cid:logo'>" + "<p>one long line</p>" * 500,
+        cc=tuple(parse_mailbox(f'"Surname {number}, Given" <cc{number}@ok.test>') for number in range(30)),
+        headers=(("X-Link", "https://example.com/" + "t" * 900), ("X-Note", "größer " * 30 + "end")),
+        attachments=(
+            Attachment("logo.png", "image/png", bytes(range(256)), "logo"),
+            Attachment("Übersicht 2.csv", "text/csv; charset=utf-8", "a;ä\r\nb\n".encode() * 20_000),
+        ),
+        unsubscribe_url="https://example.com/u?t=" + "a" * 300,
+    )
+    message = compose(draft)
+
+    for recipient in draft.to:
+        await relay.send(Envelope(SENDER, str(recipient.address), message, draft.smtputf8, 1), nullcontext)
+    await relay.close()
+
+    assert as_sent(postfix.delivered(str(run.uid).encode())) == message
 
 
 async def test_postfix_puts_off_and_refuses_in_its_own_words(postfix: Postfix) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskq.mail.address import Address, mask_address, parse_address
+from taskq.mail.address import Address, Mailbox, mask_address, parse_address, parse_mailbox
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,65 @@ def test_parse_accepts_only_what_is_safe_in_a_command(text: str) -> None:
 
 def test_mask_hides_the_local_part() -> None:
     assert mask_address("ada.lovelace@example.com") == "a***@example.com"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "canonical"),
+    [
+        ("ada@example.com", "", "ada@example.com"),
+        ("<ada@example.com>", "", "ada@example.com"),
+        ("Ada Lovelace <ada@EXAMPLE.com>", "Ada Lovelace", "Ada Lovelace <ada@example.com>"),
+        ("  Ada<ada@example.com> ", "Ada", "Ada <ada@example.com>"),
+        ('"Lovelace, Ada" <ada@example.com>', "Lovelace, Ada", '"Lovelace, Ada" <ada@example.com>'),
+        ('"Ada" <ada@example.com>', "Ada", "Ada <ada@example.com>"),
+        ('"a \\"b\\" \\\\ <c>" <ada@example.com>', 'a "b" \\ <c>', '"a \\"b\\" \\\\ <c>" <ada@example.com>'),
+        ("J. Zoë 長い 😀 O'Neil <ada@example.com>", "J. Zoë 長い 😀 O'Neil", "J. Zoë 長い 😀 O'Neil <ada@example.com>"),
+        ("=?utf-8?q?x?= <ada@example.com>", "=?utf-8?q?x?=", "=?utf-8?q?x?= <ada@example.com>"),
+    ],
+)
+def test_mailbox_is_read(text: str, name: str, canonical: str) -> None:
+    mailbox = parse_mailbox(text)
+
+    assert mailbox == Mailbox(name, parse_address("ada@example.com"))
+    assert str(mailbox) == canonical
+    assert parse_mailbox(canonical) == mailbox
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("", "is empty"),
+        ("Ada ada@example.com", "blank or control"),
+        ("ada@example.com,eve@x.test", "2 @ signs"),
+        ("Ada <ada@example.com>, Eve <eve@x.test>", "not one name and one address"),
+        ("Ada <ada@example.com> Eve", "not one name and one address"),
+        ("Ada <ada@example.com", "not one name and one address"),
+        ('"Ada <ada@example.com>', "not one name and one address"),
+        ('A "da" <ada@example.com>', "not one name and one address"),
+        ("<<ada@example.com>>", "not one name and one address"),
+        ("Lovelace, Ada <ada@example.com>", "has ',' in its name: put the name in double quotes"),
+        ("eve@x.test <ada@example.com>", "has '@' in its name"),
+        ("Ada (home) <ada@example.com>", "has '(' in its name"),
+        ("Group: Ada <ada@example.com>", "has ':' in its name"),
+        ("Ada <>", "is empty"),
+        ("Ada < ada@example.com>", "blank or control"),
+        ("Ada\r\nBcc: x <ada@example.com>", "has ':' in its name"),
+        ('"Ada\r\nBcc: x" <ada@example.com>', "a control character"),
+        ("Ada\0 <ada@example.com>", "a control character"),
+        ("Ada\u202e <ada@example.com>", "a control character"),
+        ("Ada\ud800 <ada@example.com>", "a control character"),
+        ("x" * 256 + " <ada@example.com>", "256 characters: at most 255"),
+        (" " * 1_000 + "<", "1001 characters"),
+    ],
+)
+def test_mailbox_is_refused(text: str, fact: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_mailbox(text)
+
+    assert fact in str(caught.value)
+    assert str(caught.value).isascii()
+
+
+def test_mailbox_of_its_parts_is_checked_too() -> None:
+    with pytest.raises(ValueError, match="begins or ends with a blank"):
+        Mailbox(" Ada", parse_address("ada@example.com"))
