@@ -141,6 +141,9 @@ class Settings(BaseSettings):
         description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465; inbox: catches them.",
     )
     mail_from: str = Field("taskq@localhost.localdomain", description="Sender of mails, an address.")
+    dkim: str = Field(
+        "", description="Keys that mails are signed with: domain:selector:/path/key.pem, several separated by blanks."
+    )
     smtp_connections_max: int = Field(10, ge=1, le=1_000, description="Connections to the relay.")
     inbox_mails_max: int = Field(10_000, ge=0, le=10_000_000, description="Captured mails kept in the inbox.")
 

@@ -30,6 +30,7 @@ from taskq.intake import Intake
 from taskq.kinds.email import Email
 from taskq.kinds.registry import Registry, make_kind
 from taskq.listener import Listener
+from taskq.mail.dkim import load_signers
 from taskq.mail.envelope import Transport
 from taskq.mail.inbox import CapturedMail
 from taskq.mail.pool import PoolLimits
@@ -209,7 +210,7 @@ def _registry(settings: Settings, transport: Transport) -> Registry:
     registry.add(
         make_kind(
             "email",
-            Email(transport, settings.mail_from),
+            Email(transport, settings.mail_from, load_signers(settings.dkim)),
             RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
             settings.mail_timeout_s,
             max_attempts=settings.max_attempts,

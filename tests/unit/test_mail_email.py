@@ -4,12 +4,15 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import ValidationError
 
 from taskq.errors import ConfigError, Snooze, StoreUnavailable
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
+from taskq.mail.dkim import Signer
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.inbox import CapturedMail, Inbox
 from taskq.mail.relay import Relay, transport_from_url
@@ -125,6 +128,23 @@ async def test_handler_composes_and_hands_over() -> None:
     sender, recipient = parse_mailbox("taskq@example.com"), parse_mailbox("ada@example.com")
     draft = Draft(sender, (recipient,), "hi", UID, CREATED, "text")
     assert envelope == Envelope("taskq@example.com", "ada@example.com", compose(draft), False, 7)
+
+
+async def test_handler_signs_for_its_domain(caplog: pytest.LogCaptureFixture) -> None:
+    transport = Recorder()
+    key = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    ours, other = Signer("example.com", "s1", key), Signer("x.test", "s2", key)
+    payload = EmailPayload(to="ada@example.com", subject="hi", body="text")
+
+    await Email(transport, "taskq@mail.example.com", [other, ours])(payload, context())
+    await Email(transport, "taskq@example.com", [other])(payload, context())
+
+    signed, plain = (envelope.message for envelope in transport.envelopes)
+    assert signed == ours.sign(signed.partition(b"=\r\n")[2])
+    assert plain.startswith(b"From: ")
+    assert [record.message for record in caplog.records] == [
+        "mails are not signed: no DKIM key is for the sender's domain"
+    ]
 
 
 async def test_handler_sends_the_same_bytes_on_every_attempt() -> None:
