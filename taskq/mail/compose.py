@@ -45,7 +45,7 @@ __all__ = [
 _AUTO_SUBMITTED = "Auto-Submitted: auto-generated\r\n"  # RFC 3834: holiday replies and the like leave it unanswered
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would cost several times as much to make, and every mail makes one
 class Draft:
     """What a mail says, before it has bytes."""
 
@@ -77,7 +77,10 @@ class Draft:
     @property
     def smtputf8(self) -> bool:
         """Whether a header shows an address that only a relay with SMTPUTF8 can take."""
-        return any(shown.address.smtputf8 for shown in (self.sender, *self.to, *self.cc, *self.reply_to))
+        for shown in (self.sender, *self.to, *self.cc, *self.reply_to):  # noqa: SIM110 - any() costs twice as much
+            if not shown.address.local.isascii():
+                return True
+        return False
 
 
 def compose(draft: Draft) -> bytes:
