@@ -398,7 +398,7 @@ async def test_mask_is_tried_again_when_a_producer_was_in_the_way(
 
         async def tried() -> bool:
             asked = "select query from pg_stat_activity where application_name = 'taskq listen' and state = 'idle'"
-            return "pg_try_advisory_lock" in await connection.fetchval(asked)
+            return "pg_try_advisory_lock" in (await connection.fetchval(asked) or "")
 
         await eventually(tried)
         await connection.execute(f"select pg_advisory_un{probe}")
