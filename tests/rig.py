@@ -266,20 +266,18 @@ def serving(folder: Path, *flags: str, **options: Any) -> Iterator[Program]:
 
 
 HANDLERS = '''
-import asyncio
-from pathlib import Path
 from typing import Any
 
-from taskq import Context, RetryPolicy, Snooze, TaskError, handler
+from gate import pass_gate
+
+from taskq import RetryPolicy, Snooze, TaskError, handler
 
 
 @handler("work", policy=RetryPolicy(0.05, 0.1, 0.01), max_attempts=3)
-async def work(payload: dict[str, Any], context: Context) -> None:
+async def work(payload: dict[str, Any]) -> None:
     """Do what the payload says."""
-    if "started" in payload:
-        Path(payload["started"]).write_text(str(context.attempt))
-    while "until" in payload and not Path(payload["until"]).exists():
-        await asyncio.sleep(0.01)
+    if "gate" in payload:
+        await pass_gate(payload["gate"])
     match payload.get("do"):
         case "fail":
             raise TaskError("no such luck", retryable=False)
@@ -296,4 +294,4 @@ def handlers(folder: Path) -> dict[str, str]:
     """Write a module with the kind `work`; return the environment that makes the program load it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "contract_kinds.py").write_text(HANDLERS, encoding="utf-8")
-    return {"TASKQ_HANDLERS": "contract_kinds", "PYTHONPATH": str(folder)}
+    return {"TASKQ_HANDLERS": "contract_kinds", "PYTHONPATH": f"{folder}{os.pathsep}{CLONE / 'tests'}"}

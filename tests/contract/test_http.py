@@ -16,6 +16,7 @@ import aiohttp
 import psycopg
 import pytest
 from conftest import wait_until
+from gate import Gate
 from hypothesis import HealthCheck, given
 from hypothesis import settings as fuzz
 from hypothesis import strategies as st
@@ -436,13 +437,13 @@ def test_broken_http_does_not_disturb_others(service: Program, request_line: byt
 # -- show
 
 
-def test_get_shows_the_life_of_a_task(service: Program, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
-    task_id = service.submit(started=str(started), until=str(until))
-    wait_until(started.exists)
+def test_get_shows_the_life_of_a_task(service: Program):
+    gate = Gate()
+    task_id = service.submit(gate=gate.port)
+    gate.wait_for()
 
     during = shown(service, task_id)
-    until.touch()
+    gate.open()
     after = becomes(service, task_id, "Ok")
 
     assert (during["status"], during["attempt"], during["finished_at"]) == ("in-progress", 1, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import wait_until
+from gate import Gate
 from rig import Program, await_url, handlers, run_program, serving
 
 MAIL = b'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
@@ -152,32 +153,32 @@ def test_snoozed_task_keeps_its_attempt(service: Program):
 
 
 def test_killed_process_loses_nothing(database: str, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
+    gate = Gate()
     first = await_url(run_program(tmp_path / "1", *QUICK, database=database, environment=handlers(tmp_path)))
-    task_id = first.submit(started=str(started), until=str(until))
-    wait_until(started.exists)
+    task_id = first.submit(gate=gate.port)
+    gate.wait_for()
 
     first.signal(signal.SIGKILL)
     first.wait()
     with serving(tmp_path / "2", *QUICK, database=database, environment=handlers(tmp_path)) as second:
         wait_until(lambda: shown(second, task_id)["attempt"] == 2)
-        until.touch()
+        gate.open()
         task = becomes(second, task_id, "Ok")
 
     assert [each["outcome"] for each in task["attempts"]] == ["lost"]
 
 
 def test_stop_hands_back_what_runs_without_burning_its_attempt(database: str, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
+    gate = Gate()
     first = await_url(
         run_program(tmp_path / "1", *QUICK, "--grace-s", "0.1", database=database, environment=handlers(tmp_path))
     )
-    task_id = first.submit(started=str(started), until=str(until))
-    wait_until(started.exists)
+    task_id = first.submit(gate=gate.port)
+    gate.wait_for()
 
     first.signal()
     assert first.wait() == 0
-    until.touch()
+    gate.open()
     with serving(tmp_path / "2", *QUICK, database=database, environment=handlers(tmp_path)) as second:
         task = becomes(second, task_id, "Ok")
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import psycopg
 from checker import Report, check
 from databases import with_database
+from gate import Gate
 from processes import HERE, Instance, Sink, pass_time, wait_until
 
 from taskq.postgres import EmbeddedPostgres
@@ -181,6 +182,7 @@ class Campaign:
         """
         self.seed = seed
         self.chance = random.Random(seed)
+        self.gates = [Gate() for _ in range(2)]
         self.place = Path(tempfile.mkdtemp(prefix="taskq-campaign-"))
         self.place.chmod(0o755)
         self.history = History(self.place / "history.jsonl")
@@ -206,6 +208,8 @@ class Campaign:
                 print(f"-- log of {instance.name}\n{instance.tail()}")
         for instance in self.instances:
             instance.kill()
+        for gate in self.gates:
+            gate.open()
         self.sink.close()
         self.history.close()
         if self._cluster:
@@ -237,7 +241,11 @@ class Campaign:
             "log_format": "json",
         }
         settings |= {"data_dir": self._root} if self._cluster else {"database_url": self.dsn}
-        environment = {"CRASH_PLACE": str(self.place), "CRASH_JOURNAL": str(self.effects), "PYTHONPATH": str(HERE)}
+        environment = {
+            "CRASH_GATES": ",".join(str(gate.port) for gate in self.gates),
+            "CRASH_JOURNAL": str(self.effects),
+            "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+        }
         made = Instance(self.place, name, settings | flags, environment)
         self.instances.append(made)
         return made.start()
@@ -349,7 +357,7 @@ class Campaign:
 
     def let_go(self, *, run: int) -> None:
         """Let the `run`-th runs of held errands end."""
-        (self.place / f"go-{run}").touch()
+        self.gates[run - 1].open()
 
     def answers(self) -> bool:
         """Tell whether the server lets one log in."""

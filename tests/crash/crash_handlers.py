@@ -10,7 +10,8 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
+
+from gate import pass_gate
 
 from taskq import Context, RetryPolicy, handler
 
@@ -24,7 +25,7 @@ class Errand:
     to: str
     work_s: float = 0.0
     held: bool = False
-    """Whether each attempt goes on until the campaign lets it go."""
+    """Whether each of the first attempts waits at its gate."""
 
 
 @handler("crash.poison", policy=SOON)
@@ -37,8 +38,8 @@ async def die(payload: Errand) -> None:
 async def note(payload: Errand, context: Context) -> None:
     """Work for a while, then leave a line in the journal."""
     await asyncio.sleep(payload.work_s)
-    while payload.held and not (Path(os.environ["CRASH_PLACE"]) / f"go-{context.attempt}").exists():
-        await asyncio.sleep(0.01)
+    if payload.held:
+        await pass_gate(int(os.environ["CRASH_GATES"].split(",")[context.attempt - 1]))
     line = {
         "at": time.monotonic(),
         "message_id": str(context.uid),

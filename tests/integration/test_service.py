@@ -1,10 +1,12 @@
 """`python run.py` as a program: what it prints, how it ends, and what it refuses to start with."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from conftest import wait_until
+from gate import Gate
 from rig import Program, await_url, handlers, run_program, serving
 
 MAIL = b'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
@@ -224,32 +227,33 @@ def test_stop_is_clean(database: str, tmp_path: Path, number: signal.Signals):
         assert connection.execute("select count(*) from taskq.lease").fetchone() == (0,)
 
 
-def test_stop_waits_for_what_runs(database: str, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
-    with serving(tmp_path, *QUICK, database=database, environment=handlers(tmp_path)) as program:
-        program.submit(started=str(started), until=str(until))
-        wait_until(started.exists)
-
+@contextlib.contextmanager
+def stopping(database: str, folder: Path, *flags: str) -> Iterator[tuple[Program, Gate]]:
+    """A program that was asked to stop while a task runs, which waits at the gate."""
+    gate = Gate()
+    with serving(folder, *QUICK, *flags, database=database, environment=handlers(folder)) as program:
+        program.submit(gate=gate.port)
+        gate.wait_for()
         program.signal()
         wait_until(lambda: "waiting for running tasks" in program.errors)
-        until.touch()
+        yield program, gate
+    gate.open()
+
+
+def test_stop_waits_for_what_runs(database: str, tmp_path: Path):
+    with stopping(database, tmp_path) as (program, gate):
+        gate.open()
 
         assert program.wait() == 0
     assert tasks(database) == [(2, 1, 1, 0)]
 
 
 def test_stop_refuses_new_submissions_meanwhile(database: str, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
-    with serving(tmp_path, *QUICK, database=database, environment=handlers(tmp_path)) as program:
-        program.submit(started=str(started), until=str(until))
-        wait_until(started.exists)
-        program.signal()
-        wait_until(lambda: "waiting for running tasks" in program.errors)
-
+    with stopping(database, tmp_path) as (program, gate):
         answer = program.call("POST", "/task/", MAIL)
 
         assert (answer.status, answer.json["code"], answer.headers["Retry-After"]) == (503, "stopping", "1")
-        until.touch()
+        gate.open()
         assert program.wait() == 0
 
 
@@ -278,27 +282,13 @@ def test_stop_answers_submissions_under_way(database: str, tmp_path: Path):
 
 
 def test_stop_hands_back_what_outlives_the_grace(database: str, tmp_path: Path):
-    started = tmp_path / "started"
-    flags = (*QUICK, "--grace-s", "0.2")
-    with serving(tmp_path, *flags, database=database, environment=handlers(tmp_path)) as program:
-        program.submit(started=str(started), until=str(tmp_path / "never"))
-        wait_until(started.exists)
-
-        program.signal()
-
+    with stopping(database, tmp_path, "--grace-s", "0.2") as (program, _):
         assert program.wait() == 0
     assert tasks(database) == [(0, 0, 1, 0)]
 
 
 def test_second_signal_ends_the_grace(database: str, tmp_path: Path):
-    started = tmp_path / "started"
-    flags = (*QUICK, "--grace-s", "600")
-    with serving(tmp_path, *flags, database=database, environment=handlers(tmp_path)) as program:
-        program.submit(started=str(started), until=str(tmp_path / "never"))
-        wait_until(started.exists)
-        program.signal()
-        wait_until(lambda: "waiting for running tasks" in program.errors)
-
+    with stopping(database, tmp_path, "--grace-s", "600") as (program, _):
         program.signal()
 
         assert program.wait() == 0
@@ -321,15 +311,15 @@ def test_stop_works_while_the_database_is_away(database: str, postgres: str, tmp
 
 
 def test_killed_instance_is_replaced_at_once_on_the_same_machine(database: str, tmp_path: Path):
-    started, until = tmp_path / "started", tmp_path / "until"
+    gate = Gate()
     flags = ("--port", "0", "--durability", "relaxed")  # the lease itself would take 20 s
     first = await_url(run_program(tmp_path / "1", *flags, database=database, environment=handlers(tmp_path)))
-    task_id = first.submit(started=str(started), until=str(until))
-    wait_until(started.exists)
+    task_id = first.submit(gate=gate.port)
+    gate.wait_for()
 
     first.signal(signal.SIGKILL)
     first.wait()
-    until.touch()
+    gate.open()
     with serving(tmp_path / "2", *flags, database=database, environment=handlers(tmp_path)) as second:
         wait_until(lambda: status_of(second, task_id) == "Ok")
 
@@ -361,17 +351,16 @@ def test_second_instance_joins_on_another_port_when_none_was_asked_for(database:
 def test_instances_share_the_work(database: str, tmp_path: Path):
     environment = handlers(tmp_path)
     flags = (*QUICK, "--concurrency", "1")
-    started = [tmp_path / f"started-{n}" for n in range(2)]
-    until = tmp_path / "until"
+    gate = Gate()
     with (
         serving(tmp_path / "1", *flags, database=database, environment=environment) as first,
         serving(tmp_path / "2", *flags, database=database, environment=environment),
     ):
-        for path in started:
-            first.submit(started=str(path), until=str(until))
+        for _ in range(2):
+            first.submit(gate=gate.port)
 
-        wait_until(lambda: all(path.exists() for path in started))  # one slot each: both must run one
-        until.touch()
+        gate.wait_for(2)  # one slot each: both must run one
+        gate.open()
         wait_until(lambda: [status for status, *_ in tasks(database)] == [2, 2])
 
 
