@@ -28,6 +28,7 @@ __all__ = [
     "TaskError",
     "TaskqError",
     "UnknownKind",
+    "shown",
 ]
 
 
@@ -119,3 +120,8 @@ class Snooze(TaskqError):
     def __init__(self, message: str, *, delay_s: float) -> None:
         super().__init__(message)
         self.delay_s = delay_s
+
+
+def shown(text: str) -> str:
+    """Return a value for an error message: quoted, escaped, at most 80 characters of it."""
+    return ascii(text if len(text) <= 80 else f"{text[:79]}…")

@@ -7,7 +7,6 @@ over and returns; what a relay's answer means for the task was decided below, by
 
 import asyncio
 import logging
-import re
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -15,20 +14,18 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from taskq.errors import ConfigError
 from taskq.mail.address import Mailbox, parse_address
-from taskq.mail.compose import Draft, compose
+from taskq.mail.compose import Draft, check_subject, check_text, compose
 from taskq.mail.dkim import Signer, signers_for
 from taskq.mail.envelope import Envelope, Transport
+from taskq.mail.headers import SUBJECT_CHARS_MAX
 from taskq.task import Context
 
 __all__ = ["Email", "EmailPayload"]
 
-SUBJECT_CHARS_MAX = 998  # RFC 5322 §2.1.1: what one unfolded line may hold
 BODY_CHARS_MAX = 1_000_000  # far above any text worth reading; larger content belongs behind a link
 THREAD_CHARS_MIN = 256 * 1024  # composing takes about 10 ms per MB: beyond this it would stall the event loop
 
 logger = logging.getLogger("taskq.kinds.email")
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 def _check_address(text: str) -> str:
@@ -36,14 +33,12 @@ def _check_address(text: str) -> str:
 
 
 def _check_subject(text: str) -> str:
-    if not text.isprintable() and (found := _CONTROL.search(text)):
-        raise ValueError(f"the subject contains {found.group()!r}: write it as one line without control characters")
+    check_subject(text)
     return text
 
 
 def _check_body(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("the body contains a NUL character: mail is text, remove it")
+    check_text(text, "body")
     return text
 
 

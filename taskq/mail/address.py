@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import idna
 
-__all__ = ["Address", "Mailbox", "mask_address", "parse_address", "parse_mailbox"]
+from taskq.errors import shown
+
+__all__ = ["Address", "Mailbox", "mask_address", "parse_address", "parse_mailbox", "quote_name"]
 
 ADDRESS_OCTETS_MAX = 254  # RFC 5321 §4.5.3.1.3: a path of 256 holds the two angle brackets as well
 LOCAL_OCTETS_MAX = 64  # RFC 5321 §4.5.3.1.1
@@ -80,8 +82,7 @@ class Mailbox:
         if not self.name:
             return str(self.address)
         if _NAME_SPECIAL.search(self.name):
-            escaped = self.name.replace("\\", "\\\\").replace('"', '\\"')
-            return f'"{escaped}" <{self.address}>'
+            return f"{quote_name(self.name)} <{self.address}>"
         return f"{self.name} <{self.address}>"
 
 
@@ -110,20 +111,26 @@ def parse_mailbox(text: str) -> Mailbox:
     if "<" not in text:
         return Mailbox("", parse_address(text))
     if len(text) > MAILBOX_CHARS_MAX:
-        raise ValueError(f"the mailbox {_shown(text)} has {len(text)} characters: shorten the name, {_MAILBOX_REMEDY}")
+        raise ValueError(f"the mailbox {shown(text)} has {len(text)} characters: shorten the name, {_MAILBOX_REMEDY}")
     found = _MAILBOX.fullmatch(text.strip(" "))
     if found is None:
-        raise ValueError(f"the mailbox {_shown(text)} is not one name and one address: {_MAILBOX_REMEDY}")
+        raise ValueError(f"the mailbox {shown(text)} is not one name and one address: {_MAILBOX_REMEDY}")
     quoted, plain, address = found.groups()
     if quoted is not None:
         return Mailbox(_QUOTED_PAIR.sub(r"\1", quoted).strip(" "), parse_address(address))
     plain = plain.strip(" ")
     if special := _NAME_SPECIAL.search(plain):
         raise ValueError(
-            f"the mailbox {_shown(text)} has {special.group()!r} in its name: put the name in double quotes, "
+            f"the mailbox {shown(text)} has {special.group()!r} in its name: put the name in double quotes, "
             'such as "Lovelace, Ada" <ada@example.com>'
         )
     return Mailbox(plain, parse_address(address))
+
+
+def quote_name(name: str) -> str:
+    """Return a display name as a quoted string (RFC 5322 §3.2.4)."""
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def mask_address(text: str) -> str:
@@ -135,12 +142,12 @@ def mask_address(text: str) -> str:
 def _check_name(name: str) -> None:
     if len(name) > NAME_CHARS_MAX:
         raise ValueError(
-            f"the display name {_shown(name)} has {len(name)} characters: at most {NAME_CHARS_MAX} are sent, shorten it"
+            f"the display name {shown(name)} has {len(name)} characters: at most {NAME_CHARS_MAX} are sent, shorten it"
         )
     if found := _NAME_REFUSED.search(name):
-        raise ValueError(f"the display name {_shown(name)} contains {found.group()!a}, a control character: remove it")
+        raise ValueError(f"the display name {shown(name)} contains {found.group()!a}, a control character: remove it")
     if name != name.strip(" "):
-        raise ValueError(f"the display name {_shown(name)} begins or ends with a blank: remove it")
+        raise ValueError(f"the display name {shown(name)} begins or ends with a blank: remove it")
 
 
 def _parse_unusual(text: str) -> Address:
@@ -149,47 +156,47 @@ def _parse_unusual(text: str) -> Address:
         raise ValueError(f"the address is empty: {_REMEDY}")
     if len(text) > ADDRESS_OCTETS_MAX:  # no longer one can become deliverable, and it is not worth looking into
         raise ValueError(
-            f"the address {_shown(text)} has {len(text)} characters: at most {ADDRESS_OCTETS_MAX} can be delivered"
+            f"the address {shown(text)} has {len(text)} characters: at most {ADDRESS_OCTETS_MAX} can be delivered"
         )
     if found := _BLANK.search(text):
         raise ValueError(
-            f"the address {_shown(text)} contains {found.group()!r}, a blank or control character: {_REMEDY}"
+            f"the address {shown(text)} contains {found.group()!r}, a blank or control character: {_REMEDY}"
         )
     if text.count("@") != 1:
-        raise ValueError(f"the address {_shown(text)} contains {text.count('@')} @ signs instead of one: {_REMEDY}")
+        raise ValueError(f"the address {shown(text)} contains {text.count('@')} @ signs instead of one: {_REMEDY}")
     local, _, domain = text.partition("@")
     address = Address(_checked_local(text, unicodedata.normalize("NFC", local)), _checked_domain(text, domain))
     octets = len(str(address).encode())
     if octets > ADDRESS_OCTETS_MAX:
         raise ValueError(
-            f"the address {_shown(text)} has {octets} octets: at most {ADDRESS_OCTETS_MAX} can be delivered"
+            f"the address {shown(text)} has {octets} octets: at most {ADDRESS_OCTETS_MAX} can be delivered"
         )
     return address
 
 
 def _checked_local(text: str, local: str) -> str:
     if not local:
-        raise ValueError(f"the address {_shown(text)} has nothing before the @: {_REMEDY}")
+        raise ValueError(f"the address {shown(text)} has nothing before the @: {_REMEDY}")
     if local.startswith(".") or local.endswith(".") or ".." in local:
-        raise ValueError(f"the address {_shown(text)} has a misplaced dot before the @: {_REMEDY}")
+        raise ValueError(f"the address {shown(text)} has a misplaced dot before the @: {_REMEDY}")
     for character in local:
         category = unicodedata.category(character)
         if character != "." and (_NOT_ATEXT.match(character) or category in _CATEGORIES_REFUSED):
             raise ValueError(
-                f"the address {_shown(text)} has {character!r} before the @: quoted parts, comments, names and lists "
+                f"the address {shown(text)} has {character!r} before the @: quoted parts, comments, names and lists "
                 f"are not accepted, {_REMEDY}"
             )
     octets = len(local.encode())
     if octets > LOCAL_OCTETS_MAX:
         raise ValueError(
-            f"the address {_shown(text)} has {octets} octets before the @: at most {LOCAL_OCTETS_MAX} can be delivered"
+            f"the address {shown(text)} has {octets} octets before the @: at most {LOCAL_OCTETS_MAX} can be delivered"
         )
     return local
 
 
 def _checked_domain(text: str, domain: str) -> str:
     if not domain:
-        raise ValueError(f"the address {_shown(text)} has nothing after the @: {_REMEDY}")
+        raise ValueError(f"the address {shown(text)} has nothing after the @: {_REMEDY}")
     try:
         encoded = idna.encode(domain, uts46=True, std3_rules=True).decode("ascii")
     except UnicodeError:
@@ -200,12 +207,7 @@ def _checked_domain(text: str, domain: str) -> str:
         or encoded.rpartition(".")[2].isdigit()
     ):
         raise ValueError(
-            f"the address {_shown(text)} has no valid domain after the @: write a domain name such as example.com, "
+            f"the address {shown(text)} has no valid domain after the @: write a domain name such as example.com, "
             f"without brackets or a final dot"
         )
     return encoded
-
-
-def _shown(text: str) -> str:
-    """Return the value for an error message: quoted, escaped, at most 80 characters of it."""
-    return ascii(text if len(text) <= 80 else f"{text[:79]}…")

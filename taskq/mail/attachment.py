@@ -11,6 +11,7 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 
+from taskq.errors import shown
 from taskq.mail.body import Part, encode_file
 
 __all__ = ["Attachment", "check_attachment", "encode_attachment"]
@@ -49,23 +50,23 @@ def check_attachment(filename: str, content_type: str, content_id: str | None) -
     """
     if found := _FILENAME_REFUSED.search(filename):
         raise ValueError(
-            f"the file name {_shown(filename)} contains {found.group()!a}: write the bare name, without folders "
+            f"the file name {shown(filename)} contains {found.group()!a}: write the bare name, without folders "
             "and control characters"
         )
     if not filename.strip(" ."):
-        raise ValueError(f"the file name {_shown(filename)} names no file: write a name such as invoice.pdf")
+        raise ValueError(f"the file name {shown(filename)} names no file: write a name such as invoice.pdf")
     if filename != filename.strip():
-        raise ValueError(f"the file name {_shown(filename)} begins or ends with a blank, which parsers drop: remove it")
+        raise ValueError(f"the file name {shown(filename)} begins or ends with a blank, which parsers drop: remove it")
     octets = len(filename.encode())
     if octets > FILENAME_OCTETS_MAX:
         raise ValueError(
-            f"the file name {_shown(filename)} has {octets} octets: at most {FILENAME_OCTETS_MAX} can be stored by "
+            f"the file name {shown(filename)} has {octets} octets: at most {FILENAME_OCTETS_MAX} can be stored by "
             "receivers, shorten it"
         )
     _check_type(content_type)
     if content_id is not None and (len(content_id) > CONTENT_ID_CHARS_MAX or _CONTENT_ID.fullmatch(content_id) is None):
         raise ValueError(
-            f"the content id {_shown(content_id)} is not valid: write at most {CONTENT_ID_CHARS_MAX} letters, digits "
+            f"the content id {shown(content_id)} is not valid: write at most {CONTENT_ID_CHARS_MAX} letters, digits "
             "and ._+- such as logo, or logo@example.com, and cid:logo in the HTML"
         )
 
@@ -91,20 +92,15 @@ def _check_type(content_type: str) -> None:
     found = _TYPE.fullmatch(content_type) if len(content_type) <= TYPE_CHARS_MAX else None
     if found is None:
         raise ValueError(
-            f"the content type {_shown(content_type)} is not valid: write a type such as application/pdf, if need be "
+            f"the content type {shown(content_type)} is not valid: write a type such as application/pdf, if need be "
             "with parameters, such as text/csv; charset=utf-8"
         )
     if found.group(1).lower() in {"multipart", "message"}:
         raise ValueError(
-            f"the content type {_shown(content_type)} holds further parts: attach it as application/octet-stream"
+            f"the content type {shown(content_type)} holds further parts: attach it as application/octet-stream"
         )
     names = [each.group(1).lower() for each in _EACH_PARAMETER.finditer(content_type)]
     if len(set(names)) < len(names):
-        raise ValueError(f"the content type {_shown(content_type)} has one parameter twice: remove one")
+        raise ValueError(f"the content type {shown(content_type)} has one parameter twice: remove one")
     if "name" in names:
-        raise ValueError(f"the content type {_shown(content_type)} names the file: use filename")
-
-
-def _shown(text: str) -> str:
-    """Return the value for an error message: quoted, escaped, at most 80 characters of it."""
-    return ascii(text if len(text) <= 80 else f"{text[:79]}…")
+        raise ValueError(f"the content type {shown(content_type)} names the file: use filename")

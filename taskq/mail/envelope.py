@@ -8,21 +8,15 @@ A transport raises `Snooze` when the fault is its own and `TaskError` when it is
 handler has nothing to decide.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Envelope", "Note", "Receipt", "Seal", "Span", "Transport"]
+__all__ = ["Envelope", "Receipt", "Span", "Transport"]
 
 Span = Callable[[], AbstractContextManager[None]]
 """Opens the span whose interruption would leave the outcome unknown: `Context.uninterruptible`."""
-
-Note = Callable[[Mapping[str, object]], None]
-"""Keeps facts about this attempt, as JSON, in the attempt's row: `Context.note`."""
-
-Seal = Callable[[], Awaitable[None]]
-"""Stores that the final dot is about to be written, so that a crash after it ends the task: `Context.seal`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +33,6 @@ class Envelope:
     """Whether an address holds characters beyond ASCII, so that the relay must offer SMTPUTF8."""
     task_id: int
     """The task it belongs to, for logs and for the inbox."""
-    relay: str | None = None
-    """Name of the one relay that may send it; None: chosen by the sender's domain."""
-    note: Note | None = None
-    """Called once for each try at a relay, whatever came of it."""
-    seal: Seal | None = None
-    """Awaited right before the text is sent, where a second copy would be worse than none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from taskq.mail.address import Mailbox
+from taskq.errors import shown
+from taskq.mail.address import Mailbox, quote_name
 
 __all__ = [
     "check_header",
@@ -80,7 +81,7 @@ def check_header(name: str, value: str) -> None:
     """
     if _FIELD_NAME.fullmatch(name) is None:
         raise ValueError(
-            f"the header name {_shown(name)} is not valid: write 1 to 64 letters, digits and hyphens, such as X-Order"
+            f"the header name {shown(name)} is not valid: write 1 to 64 letters, digits and hyphens, such as X-Order"
         )
     lower = name.lower()
     denied = lower if lower in DENIED else lower[: lower.find("-") + 1]
@@ -118,7 +119,7 @@ def check_unsubscribe_url(url: str) -> None:
     """
     if _URL.fullmatch(url) is None:
         raise ValueError(
-            f"the unsubscribe URL {_shown(url)} is not valid: write one https URL with a host, in ASCII and without "
+            f"the unsubscribe URL {shown(url)} is not valid: write one https URL with a host, in ASCII and without "
             "blanks or angle brackets (percent-encode them)"
         )
     if len(url) > URL_CHARS_MAX:
@@ -175,8 +176,7 @@ def _mailbox_tokens(mailbox: Mailbox, column: int) -> list[str]:
         return [str(mailbox.address)]
     if name.isascii() and "=?" not in name:  # many programs decode what looks encoded even between quotes
         if _PHRASE.fullmatch(name) is None:
-            escaped = name.replace("\\", "\\\\").replace('"', '\\"')
-            name = f'"{escaped}"'
+            name = quote_name(name)
         return [f"{name} <{mailbox.address}>"]
     return [*_encoded_words(name, column), f"<{mailbox.address}>"]
 
@@ -227,8 +227,3 @@ def _format_second(seconds: float) -> str:
         f"{_DAYS[moment.weekday()]}, {moment.day:02d} {_MONTHS[moment.month]} {moment.year:04d} "
         f"{moment.hour:02d}:{moment.minute:02d}:{moment.second:02d} +0000"
     )
-
-
-def _shown(text: str) -> str:
-    """Return the value for an error message: quoted, escaped, at most 80 characters of it."""
-    return ascii(text if len(text) <= 80 else f"{text[:79]}…")
