@@ -165,8 +165,9 @@ def test_server_ends_with_a_process_that_forgot_to_stop_it(place: Path) -> None:
 def test_forked_child_neither_stops_the_server_nor_stays_a_user(place: Path) -> None:
     script = PROCESS.replace(
         "if sys.stdin",
-        "import os\npid = os.fork()\nif pid == 0:\n    print('child', server.stop(), flush=True)\n"
-        "    sys.stdin.read()\n    os._exit(0)\nif sys.stdin",
+        "import os\nparent, ours = os.pipe()\nif os.fork() == 0:\n    os.close(ours)\n"
+        "    print('child', server.stop(), flush=True)\n"
+        "    os.read(parent, 1)  # it outlives its parent\n    os._exit(0)\nif sys.stdin",
     )
     process = run_process(place, script)
     said = read_until(process, "child")
