@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     )
     retention_days: float = Field(30.0, ge=0, le=36_500, description="Days that finished tasks are kept.")
 
-    # Mail
+    # Mail: how it is sent
     smtp_url: SecretStr = Field(
         SecretStr("inbox:"),
         description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465; inbox: catches them.",
@@ -145,6 +145,14 @@ class Settings(BaseSettings):
         "", description="Keys that mails are signed with: domain:selector:/path/key.pem, several separated by blanks."
     )
     smtp_connections_max: int = Field(10, ge=1, le=1_000, description="Connections to the relay.")
+
+    # Mail: who may be written to
+
+    # Mail: what is kept of it
+
+    # Mail: made from templates
+
+    # Mail: the inbox
     inbox_mails_max: int = Field(10_000, ge=0, le=10_000_000, description="Captured mails kept in the inbox.")
 
     # Telling

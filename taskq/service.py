@@ -42,6 +42,7 @@ from taskq.sweeper import Sweeper
 from taskq.task import RetryPolicy
 from taskq.web.api import Api
 from taskq.web.app import Site
+from taskq.web.inbox import InboxPages
 from taskq.worker import Worker
 
 __all__ = ["Banner", "Parts", "database", "run_service", "running_parts", "spare_collector"]
@@ -101,7 +102,7 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             warnings = _durability(server, settings)
             api = Api(parts.store, parts.registry, parts.intake)
             site = Site(
-                None if settings.role == "worker" else api,
+                [] if settings.role == "worker" else [api, InboxPages(parts.store)],
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )

@@ -66,9 +66,10 @@ class Store:
         self._claims = session("claim")
         self._settles = session("settle")
         self._captures = session("inbox")
-        self._reads = Sessions(
+        self.reads = Sessions(
             lambda: session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
         )
+        """Connections that whoever reads and sweeps shares."""
 
     async def prepare(self) -> None:
         """Connect the hot paths and let PostgreSQL parse their statements, before anything depends on them.
@@ -169,7 +170,7 @@ class Store:
         Returns:
             Id, run and final reason (None: pending again) of each rescued task.
         """
-        async with self._reads.session() as session, session.transaction():
+        async with self.reads.session() as session, session.transaction():
             if not (await session.fetch(self._sql["become_leader"]))[0][0]:
                 return None
             await session.fetch(self._sql["expire_leases"], own=own, lease_s=lease_s)
@@ -198,7 +199,7 @@ class Store:
 
     async def run_maintenance(self, statements: Sequence[sql.Statement]) -> bool:
         """Run data definitions in one transaction as leader; False when another instance is at it."""
-        async with self._reads.session() as session, session.transaction():
+        async with self.reads.session() as session, session.transaction():
             if not (await session.fetch(self._sql["become_leader"]))[0][0]:
                 return False
             for statement in statements:
@@ -247,11 +248,11 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in (self._inserts, self._claims, self._settles, self._captures, self._reads):
+        for session in (self._inserts, self._claims, self._settles, self._captures, self.reads):
             await session.close()
 
     async def _read(self, name: str, **values: object) -> Sequence[Sequence[Any]]:
-        async with self._reads.session() as session:
+        async with self.reads.session() as session:
             return await session.fetch(self._sql[name], **values)
 
 

@@ -13,7 +13,7 @@ stored times come from.
 import contextlib
 import random
 import uuid
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
+FACTS_MAX = 20  # noted in one run
 DELAY_S_MAX = 10 * 366 * 86_400.0  # whatever a handler asks for: a time that PostgreSQL can store
 
 
@@ -224,13 +225,16 @@ def _bounded(delay_s: float) -> float:
 class Context:
     """What a handler may know about its own run."""
 
-    __slots__ = ("_installation", "_run", "_spans")
+    __slots__ = ("_installation", "_run", "_seal", "_spans", "facts")
 
-    def __init__(self, run: Run, installation: uuid.UUID) -> None:
-        """Describe `run` of a task of this `installation`."""
+    def __init__(self, run: Run, installation: uuid.UUID, seal: Callable[[Run], Awaitable[None]] | None = None) -> None:
+        """Describe `run` of a task of this `installation`; `seal` writes that its outcome may become unknown."""
         self._run = run
         self._installation = installation
+        self._seal = seal
         self._spans = 0
+        self.facts: list[Mapping[str, object]] = []
+        """What the handler noted, oldest first."""
 
     @property
     def task_id(self) -> int:
@@ -256,6 +260,16 @@ class Context:
     def uid(self) -> uuid.UUID:
         """Names the task in the outside world, equal on every attempt and on every instance."""
         return uid_of(self._run.id, self._installation)
+
+    def note(self, facts: Mapping[str, object]) -> None:
+        """Keep facts about this run, values that JSON knows, for the record of the attempt; at most 20 times."""
+        if len(self.facts) < FACTS_MAX:
+            self.facts.append(facts)
+
+    async def seal(self) -> None:
+        """Write down that from here on a crash leaves the outcome of this run unknown; return once it is stored."""
+        if self._seal is not None:
+            await self._seal(self._run)
 
     @property
     def interruptible(self) -> bool:

@@ -8,15 +8,22 @@ A transport raises `Snooze` when the fault is its own and `TaskError` when it is
 handler has nothing to decide.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Envelope", "Receipt", "Span", "Transport"]
+__all__ = ["Envelope", "Note", "Receipt", "Seal", "Span", "Transport"]
 
 Span = Callable[[], AbstractContextManager[None]]
 """Opens the span whose interruption would leave the outcome unknown: `Context.uninterruptible`."""
+
+Note = Callable[[Mapping[str, object]], None]
+"""Keeps facts about one try to hand a mail over, for the record of the attempt: `Context.note`."""
+
+Seal = Callable[[], Awaitable[None]]
+"""Writes down, before the first byte of content leaves, that from here on a crash leaves the outcome
+unknown: `Context.seal`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,14 @@ class Envelope:
     """Whether an address holds characters beyond ASCII, so that the relay must offer SMTPUTF8."""
     task_id: int
     """The task it belongs to, for logs and for the inbox."""
+    relay: str | None = None
+    """The relay that the task asks for by name; None: any."""
+    envid: str = ""
+    """Names the mail in delivery reports (RFC 3461 §4.4); empty: it is not to be asked for any."""
+    note: Note | None = None
+    """Told what happened in each try."""
+    seal: Seal | None = None
+    """Awaited before the content leaves, where a mail must never be sent twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,11 @@
-"""Submit and show tasks; read captured mails.
+"""Submit and show tasks.
 
 `POST /task/` takes a mail (`{"To", "subject", "body"}`) or any other kind of work
 (`{"kind", "payload"}`); it answers when the row is committed.  `GET /task/{id}` shows it.
 """
 
-from datetime import datetime
-from email import message_from_bytes, policy
 from typing import Any, cast
 
-import orjson
 from aiohttp import HttpVersion11, hdrs, web
 from pydantic_core import from_json, to_json
 
@@ -17,20 +14,19 @@ from taskq.intake import Intake
 from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
 from taskq.task import NewTask, Task
+from taskq.web.answer import ID_MAX, id_of, json_answer
 from taskq.web.created import created
 from taskq.web.problem import problem
 from taskq.web.router import Router
 
 __all__ = ["Api"]
 
-ID_MAX = 2**63 - 1
 ATTEMPTS_SHOWN_MAX = 100
-INBOX_PAGE_MAX = 100
 MAIL = "email"
 
 
 class Api:
-    """The handlers of the task and inbox routes."""
+    """The handlers of the task routes."""
 
     def __init__(self, store: Store, registry: Registry, intake: Intake) -> None:
         """Prepare the handlers.
@@ -48,8 +44,6 @@ class Api:
     def add_routes(self, router: Router) -> None:
         """Add the routes."""
         router.add("GET", "/task/{id}", self.show_task)
-        router.add("GET", "/inbox", self.list_inbox)
-        router.add("GET", "/inbox/{id}", self.show_mail)
         router.add("POST", "/task/", self.create_task)
         router.add("POST", "/task", self.create_task)
 
@@ -92,7 +86,7 @@ class Api:
 
     async def show_task(self, _request: web.BaseRequest, argument: str) -> web.Response:
         """Show a task with the attempts that did not end Ok."""
-        task_id = _id(argument)
+        task_id = id_of(argument)
         if isinstance(task_id, web.Response):
             return task_id
         task = await self._store.get(task_id) if task_id <= ID_MAX else None
@@ -101,30 +95,7 @@ class Api:
                 404, "no_such_task", f"there is no task {task_id}: it was never stored, or its retention is over"
             )
         attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.last_error else []
-        return _json(_shown(task) | {"attempts": attempts})
-
-    async def list_inbox(self, request: web.BaseRequest, _argument: str) -> web.Response:
-        """List captured mails, newest first; `?before=ID` goes on, `?limit=N` bounds the page."""
-        try:
-            before = int(request.query.get("before", ID_MAX))
-            limit = int(request.query.get("limit", 20))
-        except ValueError:
-            return problem(400, "invalid_query", "before and limit must be whole numbers")
-        if not (1 <= limit <= INBOX_PAGE_MAX and 0 <= before <= ID_MAX):
-            return problem(400, "invalid_query", f"limit must be from 1 to {INBOX_PAGE_MAX}, before a mail's id")
-        rows = await self._store.inbox(before=before, limit=limit)
-        return _json({"mails": [_mail(*row) for row in rows]})
-
-    async def show_mail(self, _request: web.BaseRequest, argument: str) -> web.Response:
-        """Return a captured mail as it would have been sent."""
-        mail_id = _id(argument)
-        if isinstance(mail_id, web.Response):
-            return mail_id
-        row = await self._store.inbox_mail(mail_id) if mail_id <= ID_MAX else None
-        if row is None:
-            return problem(404, "no_such_mail", f"there is no captured mail {mail_id}")
-        headers = {"Content-Disposition": f'attachment; filename="{mail_id}.eml"', "X-Content-Type-Options": "nosniff"}
-        return web.Response(body=row[5], content_type="message/rfc822", headers=headers)
+        return json_answer(_shown(task) | {"attempts": attempts})
 
 
 async def _arriving(request: web.BaseRequest) -> bytes:
@@ -135,12 +106,6 @@ async def _arriving(request: web.BaseRequest) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is written yet
     return await request.read()
-
-
-def _id(text: str) -> int | web.Response:
-    if not (text.isascii() and text.isdigit() and len(text) <= 30):
-        return problem(400, "invalid_id", f"{text[:40]!r} is no id: it must be a whole number such as 12")
-    return int(text)
 
 
 def _shown(task: Task) -> dict[str, object]:
@@ -158,24 +123,3 @@ def _shown(task: Task) -> dict[str, object]:
         "reason": task.reason,
         "last_error": task.last_error,
     }
-
-
-def _mail(
-    mail_id: int, task_id: int, sender: str, recipient: str, captured_at: datetime, message: bytes
-) -> dict[str, object]:
-    parsed = message_from_bytes(message, policy=policy.default)
-    text = parsed.get_body(("plain",))
-    return {
-        "id": mail_id,
-        "task_id": task_id,
-        "from": sender,
-        "to": recipient,
-        "subject": str(parsed["Subject"]),
-        "body": text.get_content() if text is not None else "",
-        "message_id": str(parsed["Message-ID"]),
-        "captured_at": captured_at,
-    }
-
-
-def _json(document: object) -> web.Response:
-    return web.Response(body=orjson.dumps(document, option=orjson.OPT_UTC_Z), content_type="application/json")

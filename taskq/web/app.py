@@ -4,17 +4,17 @@ import asyncio
 import errno
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from taskq.errors import ConfigError
-from taskq.web.api import Api
 from taskq.web.router import Router
 
-__all__ = ["Health", "Site"]
+__all__ = ["Health", "Routes", "Site"]
 
 Health = Callable[[], tuple[bool, dict[str, object]]]
 server_logger = logging.getLogger("taskq.web.server")
@@ -25,14 +25,22 @@ KEEPALIVE_S = 75.0
 SHUTDOWN_S = 2.0
 
 
+class Routes(Protocol):
+    """A part of the site."""
+
+    def add_routes(self, router: Router) -> None:
+        """Add its routes."""
+        ...
+
+
 class Site:
     """Serves the routes of one process."""
 
-    def __init__(self, api: Api | None, health: Health, *, body_bytes_max: int) -> None:
+    def __init__(self, parts: Sequence[Routes], health: Health, *, body_bytes_max: int) -> None:
         """Prepare the routes.
 
         Args:
-            api: Task routes; None where this process only answers health checks.
+            parts: Each adds its routes; none where this process only answers health checks.
             health: Says whether the process is ready, and what it would tell about that.
             body_bytes_max: Larger bodies are refused with 413.
         """
@@ -41,8 +49,8 @@ class Site:
         self._router = Router(body_bytes_max=body_bytes_max)
         self._router.add("GET", "/health/live", self._live)
         self._router.add("GET", "/health/ready", self._ready)
-        if api is not None:
-            api.add_routes(self._router)
+        for part in parts:
+            part.add_routes(self._router)
         self._runner: web.ServerRunner | None = None
 
     async def serve(self, host: str, port: int) -> str:

@@ -25,7 +25,8 @@ from taskq.database import PLANNER
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Status
 
-FILES = ("tasks", "lease")
+CALLERS = {"tasks": "store", "lease": "listener"}
+FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
 TASKS = sql.load("tasks")
 PAYLOAD = json.dumps({"to": "ada@example.com", "subject": "A subject of usual length", "body": "x" * 240})
@@ -91,8 +92,7 @@ async def test_statement_fits_the_schema(shared: Connection, file: str, name: st
 
 @pytest.mark.parametrize(("file", "name"), STATEMENTS)
 def test_statement_has_a_caller(file: str, name: str):
-    module = {"tasks": "store", "lease": "listener"}[file]
-    source = (CLONE / "taskq" / f"{module}.py").read_text(encoding="utf-8")
+    source = (CLONE / "taskq" / f"{CALLERS[file]}.py").read_text(encoding="utf-8")
 
     assert f'"{name}"' in source
 
