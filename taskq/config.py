@@ -93,6 +93,12 @@ class Settings(BaseSettings):
         description="Seconds a submission waits for its commit; then it is answered with 503, and may be stored.",
     )
 
+    # Waiting for a task to end
+    wait_s_max: float = Field(60.0, ge=1, le=600, description="Seconds that a caller may wait for a task to end.")
+    waiters_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="Callers that wait at a time; more are refused with 503."
+    )
+
     # Work
     role: Literal["all", "api", "worker"] = Field(
         "all", description="api takes submissions only, worker runs tasks only (and answers /health), all does both."

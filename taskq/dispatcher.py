@@ -21,7 +21,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from taskq.batch import Batch
@@ -29,7 +29,7 @@ from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
 from taskq.store import EARLIEST, Store
-from taskq.task import Change, Failed, Released, RetryPolicy, Run, Status, settle
+from taskq.task import Cancelled, Change, Failed, Released, RetryPolicy, Run, Status, settle
 from taskq.wake import Signals, Wake
 from taskq.worker import Execution, Worker
 
@@ -53,7 +53,16 @@ UNSTORABLE = "unstorable_outcome"
 class Dispatcher:
     """Runs tasks on a bounded number of slots."""
 
-    def __init__(self, store: Store, worker: Worker, lease: Lease, settings: Settings, *, signals: Signals) -> None:
+    def __init__(
+        self,
+        store: Store,
+        worker: Worker,
+        lease: Lease,
+        settings: Settings,
+        *,
+        signals: Signals,
+        ended: Callable[[Iterable[int]], None] = lambda _ids: None,
+    ) -> None:
         """Prepare; `run` starts it.
 
         Args:
@@ -62,10 +71,12 @@ class Dispatcher:
             lease: Under which they are ours.
             settings: Of the process.
             signals: To SQL producers and to other instances.
+            ended: Told the ids of tasks whose runs were settled.
         """
         self._store = store
         self._worker = worker
         self._lease = lease
+        self._ended_tasks = ended
         self._claim_max = settings.claim_batch_max
         self._slots = self._free = settings.concurrency
         self.wake = Wake(signals, poll_s=settings.poll_s)
@@ -257,6 +268,8 @@ class Dispatcher:
                 raise  # the process goes down with an error
             outcome = execution.ended_as
         change = settle(run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
+        if execution.called_off and change.status is Status.PENDING:
+            change = settle(run, Cancelled(), UNKNOWN_KIND_POLICY)
         try:
             if kind is not None and kind.ack_each and not self._draining:
                 await self._settles.put((run, change))
@@ -300,6 +313,7 @@ class Dispatcher:
         if written < len(batch) and not tries:
             self.stale += len(batch) - written
             logger.warning("results of superseded runs were discarded", extra={"runs": len(batch) - written})
+        self._ended_tasks(run.id for run, _ in batch)
         for run, change in batch:
             self._forget(run)
             if change.delay_s is not None:
@@ -332,6 +346,14 @@ class Dispatcher:
             elif execution.run.owner == lease:
                 execution.deadline = 0.0  # ended when its span is over; whatever it comes to is discarded
         self.wake.now()
+
+    def cancel(self, task_id: int, run: int) -> None:
+        """End a run of ours that somebody called off; one past its point of no return ends by itself."""
+        execution = self._running.get((task_id, run))
+        if execution is not None:
+            execution.called_off = True
+            if execution.context.interruptible:
+                execution.end(Cancelled())
 
     def _reconcile_due(self) -> bool:
         return time.monotonic() >= self._reconcile_at

@@ -73,6 +73,7 @@ class Listener:
         self._control_turn = asyncio.Lock()
         self._on_wake: Callable[[], None] = lambda: None
         self._on_lost: Callable[[int], None] = lambda _lease: None
+        self._on_cancel: Callable[[], None] = lambda: None
         self._main: asyncio.AbstractEventLoop | None = None
         self._loop = asyncio.new_event_loop()
         self._ticked = time.monotonic()
@@ -85,9 +86,11 @@ class Listener:
         self._first = threading.Event()
         self._serving: asyncio.Task[None] | None = None
 
-    def subscribe(self, *, wake: Callable[[], None], lost: Callable[[int], None]) -> None:
-        """Call `wake` on the main loop when there may be work, `lost` when a lease was ended by others."""
-        self._on_wake, self._on_lost = wake, lost
+    def subscribe(
+        self, *, wake: Callable[[], None], lost: Callable[[int], None], cancel: Callable[[], None] = lambda: None
+    ) -> None:
+        """Call on the main loop: `wake` for work, `lost` for an ended lease, `cancel` for a wish to cancel."""
+        self._on_wake, self._on_lost, self._on_cancel = wake, lost, cancel
 
     def notify_others(self) -> None:
         """Tell the other instances that tasks are waiting; coalesced, free when there are none."""
@@ -172,6 +175,7 @@ class Listener:
     async def _connect(self) -> None:
         cut = self._cut = asyncio.Event()  # of this connection: an earlier one may still be ending
         await self._listen.listen("taskq_wake", lambda _payload: self._to_main(self._on_wake), ended=cut.set)
+        await self._listen.listen("taskq_cancel", lambda _payload: self._to_main(self._on_cancel))
         await self._listen.listen(self._channel, self._hear)
         if self.lease.id == 0:
             await self._register()

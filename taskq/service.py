@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from taskq import __version__
 from taskq.batch import Batch
 from taskq.config import Settings, redact_url
+from taskq.control import Control, Waiters
 from taskq.dispatcher import Dispatcher
 from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
 from taskq.intake import Intake
@@ -79,6 +80,7 @@ class Parts:
     dispatcher: Dispatcher
     intake: Intake
     sweeper: Sweeper
+    control: Control
     group: asyncio.TaskGroup
 
 
@@ -100,7 +102,7 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.store, parts.registry, parts.intake)
+            api = Api(parts.store, parts.registry, parts.intake, parts.control, wait_s_max=settings.wait_s_max)
             site = Site(
                 [] if settings.role == "worker" else [api, InboxPages(parts.store)],
                 lambda: _health(parts, described),
@@ -178,12 +180,16 @@ async def running_parts(
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
         worker = Worker(registry, server.installation)
-        dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
+        waiters = Waiters(size_max=settings.waiters_max)
+        dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener, ended=waiters.ended)
+        control = Control(
+            store, listener.lease, waiters, cancel=dispatcher.cancel, wake=_wake_all(dispatcher, listener)
+        )
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
         sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
         if settings.role != "api":
-            listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
+            listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost, cancel=control.look)
         ready = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(listener.run(ready), name="listener")]
@@ -195,15 +201,24 @@ async def running_parts(
                     ("intake", intake.run()),
                     ("inbox", captures.run()),
                     ("sweeper", sweeper.run()),
+                    ("control", control.run()),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
             ]
-            yield Parts(store, registry, listener, dispatcher, intake, sweeper, group), server
+            yield Parts(store, registry, listener, dispatcher, intake, sweeper, control, group), server
             for task in reversed(running):
                 task.cancel()
         await transport.close()
     finally:
         await store.close()
+
+
+def _wake_all(dispatcher: Dispatcher, listener: Listener) -> Callable[[], None]:
+    def wake() -> None:
+        dispatcher.wake.now()
+        listener.notify_others()
+
+    return wake
 
 
 def _registry(settings: Settings, transport: Transport) -> Registry:

@@ -22,6 +22,7 @@ from typing import assert_never
 from taskq.uid import uid_of
 
 __all__ = [
+    "Cancelled",
     "Change",
     "Context",
     "Done",
@@ -164,7 +165,12 @@ class Released:
     """The process stops and hands the run back unfinished."""
 
 
-Outcome = Done | Failed | Snoozed | Released
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody called the task off while it ran."""
+
+
+Outcome = Done | Failed | Snoozed | Released | Cancelled
 
 
 @dataclass(slots=True)
@@ -198,6 +204,8 @@ def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None =
             return Change(run.id, run.run, run.owner, Status.PENDING, _bounded(delay_s), _storable(error), None, 1)
         case Released():
             return Change(run.id, run.run, run.owner, Status.PENDING, 0.0, None, None, 1)
+        case Cancelled():
+            return Change(run.id, run.run, run.owner, Status.CANCELLED, None, None, "cancelled")
         case _:
             assert_never(outcome)
 

@@ -79,6 +79,8 @@ class Execution:
     """Monotonic seconds after which it has run too long."""
     task: asyncio.Task[None] | None = None
     ended_as: Outcome | None = None
+    called_off: bool = False
+    """Whether somebody wishes that the task does not run again."""
 
     def end(self, outcome: Outcome) -> None:
         """Cancel the run; what it then comes to is `outcome`."""

@@ -21,6 +21,8 @@ def id_of(text: str) -> int | web.Response:
     return int(text)
 
 
-def json_answer(document: object) -> web.Response:
-    """Answer 200 with a document."""
-    return web.Response(body=orjson.dumps(document, option=orjson.OPT_UTC_Z), content_type="application/json")
+def json_answer(document: object, status: int = 200) -> web.Response:
+    """Answer with a document."""
+    return web.Response(
+        status=status, body=orjson.dumps(document, option=orjson.OPT_UTC_Z), content_type="application/json"
+    )
