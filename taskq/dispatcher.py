@@ -19,15 +19,14 @@ with their attempt; a run in an uninterruptible span (a mail past its final dot)
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 
-from taskq.batch import Batch
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
+from taskq.settler import Settler, back_off
 from taskq.store import EARLIEST, Store
 from taskq.task import Cancelled, Change, Failed, Released, RetryPolicy, Run, Status, settle
 from taskq.wake import Signals, Wake
@@ -37,17 +36,14 @@ __all__ = ["Dispatcher"]
 
 logger = logging.getLogger("taskq.dispatcher")
 
-SETTLE_BATCH_MAX = 1_000
 LANES_MAX = 1_000
 RECONCILE_S = 30.0
 SURVEY_PAUSE_S = 0.05
 MARK_SLACK = timedelta(milliseconds=200)
-BACKOFF_S = (0.1, 5.0)
 LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
 WATCH_S = 0.25  # between looks for runs that take too long
 UNKNOWN_KIND_POLICY = RetryPolicy()
 UNKNOWN_KIND_TIMEOUT_S = 60.0
-UNSTORABLE = "unstorable_outcome"
 
 
 class Dispatcher:
@@ -80,7 +76,7 @@ class Dispatcher:
         self._claim_max = settings.claim_batch_max
         self._slots = self._free = settings.concurrency
         self.wake = Wake(signals, poll_s=settings.poll_s)
-        self._settles: Batch[tuple[Run, Change], bool] = Batch(self._settle, size_max=SETTLE_BATCH_MAX)
+        self.settler = Settler(store, settled=self._settled, refused=self._forget)
         self._lows: dict[tuple[str, int], datetime] = {("default", 0): EARLIEST}
         self._known: dict[int, Run] = {}
         self._running: dict[tuple[int, int], Execution] = {}  # by id and run: a lost run may end beside its successor
@@ -94,7 +90,6 @@ class Dispatcher:
         self._surveyed_at = self._survey_again_at = 0.0
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
-        self.stale = 0
 
     # -- births: slots for the intake
 
@@ -136,16 +131,16 @@ class Dispatcher:
     async def run(self) -> None:
         """Claim and run until drained; leaving the group waits for the last run."""
         async with asyncio.TaskGroup() as around:
-            writer = around.create_task(self._settles.run())
+            writer = around.create_task(self.settler.run())
             watcher = around.create_task(self._watch())
             async with asyncio.TaskGroup() as self._group:
                 await self._dispatch()
                 self._idle.set()
             try:
                 async with asyncio.timeout(LAST_WAIT_S):
-                    await self._settles.empty()
+                    await self.settler.empty()
             except TimeoutError:
-                logger.error("outcomes could not be written before the stop", extra={"runs": len(self._settles)})
+                logger.error("outcomes could not be written before the stop", extra={"runs": len(self.settler)})
             writer.cancel()
             watcher.cancel()
         self._ended.set()
@@ -166,7 +161,7 @@ class Dispatcher:
                 self._backlog = True
                 if failures == 1:
                     logger.warning("claiming failed; it is tried again", extra={"error": str(error)})
-                await _back_off(failures)
+                await back_off(failures)
 
     async def _look(self, *, full: bool) -> None:
         if self._reconcile_due():
@@ -272,9 +267,9 @@ class Dispatcher:
             change = settle(run, Cancelled(), UNKNOWN_KIND_POLICY)
         try:
             if kind is not None and kind.ack_each and not self._draining:
-                await self._settles.put((run, change))
+                await self.settler.put((run, change))
             else:
-                self._settles.add((run, change))
+                self.settler.add((run, change))
         finally:
             del self._running[run.id, run.run]
             self._free += 1
@@ -295,42 +290,12 @@ class Dispatcher:
                     message = f"the run took longer than the {kind.timeout_s:g} s that the kind {kind.name} allows"
                     execution.end(Failed(message))
 
-    async def _settle(self, batch: list[tuple[Run, Change]]) -> list[bool]:
-        """Write outcomes, repeating until PostgreSQL has them: the guards make a second write harmless."""
-        tries = 0
-        while True:
-            try:
-                written = await self._store.settle([change for _, change in batch])
-                break
-            except StoreRefused as error:
-                return await self._settle_refused(batch, error)
-            except StoreUnavailable as error:
-                tries += 1
-                if tries == 1:
-                    facts = {"runs": len(batch), "error": str(error)}
-                    logger.warning("settling failed; it is tried again", extra=facts)
-                await _back_off(tries)
-        if written < len(batch) and not tries:
-            self.stale += len(batch) - written
-            logger.warning("results of superseded runs were discarded", extra={"runs": len(batch) - written})
-        self._ended_tasks(run.id for run, _ in batch)
-        for run, change in batch:
+    def _settled(self, written: Sequence[tuple[Run, Change]]) -> None:
+        self._ended_tasks(run.id for run, _ in written)
+        for run, change in written:
             self._forget(run)
             if change.delay_s is not None:
                 self.wake.due_in(change.delay_s)
-        return [True] * len(batch)
-
-    async def _settle_refused(self, batch: list[tuple[Run, Change]], error: StoreRefused) -> list[bool]:
-        """Write a refused batch one by one; a run whose own outcome is refused is failed, and holds up nobody."""
-        if len(batch) > 1:
-            return [written for one in batch for written in await self._settle([one])]
-        run, change = batch[0]
-        logger.error("PostgreSQL refused an outcome", extra={"task_id": run.id, "error": str(error)})
-        if change.reason == UNSTORABLE:
-            self._forget(run)  # reconciling hands it back
-            return [False]
-        text = "PostgreSQL refused to store what this run came to: see the log"
-        return await self._settle([(run, Change(run.id, run.run, run.owner, Status.FAILED, None, text, UNSTORABLE))])
 
     def _forget(self, run: Run) -> None:
         if self._known.get(run.id) is run:
@@ -414,7 +379,3 @@ class Dispatcher:
     def running(self) -> int:
         """Runs under way."""
         return len(self._running)
-
-
-async def _back_off(tries: int) -> None:
-    await asyncio.sleep(random.uniform(0, min(BACKOFF_S[1], BACKOFF_S[0] * 2.0 ** min(tries, 10))))  # noqa: S311 - jitter is no secret

@@ -29,6 +29,7 @@ from rig import (
 )
 
 from taskq import dispatcher as module
+from taskq import settler
 from taskq.config import Settings
 from taskq.errors import Snooze, StoreRefused, StoreUnavailable, TaskError
 from taskq.task import Context, RetryPolicy
@@ -366,7 +367,7 @@ async def test_outcome_is_written_before_the_slot_is_used_again_when_a_repeat_is
 async def test_settle_is_repeated_until_the_database_has_it(
     settings: Settings, connection: Connection, eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
+    monkeypatch.setattr(settler, "BACKOFF_S", (0.001, 0.01))
     async with running(settings, kind("work", Work())) as parts:
         settles, failures = parts.store.settle, [StoreUnavailable("cut", sent=True)] * 3
 
@@ -379,13 +380,13 @@ async def test_settle_is_repeated_until_the_database_has_it(
         task_id = await parts.intake.submit(new())
 
         await eventually(becomes(connection, task_id, 2))
-        assert parts.dispatcher.stale == 0
+        assert parts.dispatcher.settler.stale == 0
 
 
 async def test_settle_whose_answer_was_lost_counts_once(
     settings: Settings, connection: Connection, eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
+    monkeypatch.setattr(settler, "BACKOFF_S", (0.001, 0.01))
     async with running(settings, kind("work", Work())) as parts:
         settles, cuts = parts.store.settle, [1]
 
@@ -402,13 +403,13 @@ async def test_settle_whose_answer_was_lost_counts_once(
         await eventually(says(lambda: not parts.dispatcher._known))
 
         assert await connection.fetchval("select sum(n) from taskq.minute_count") == 1
-        assert parts.dispatcher.stale == 0
+        assert parts.dispatcher.settler.stale == 0
 
 
 async def test_outcome_that_is_refused_does_not_hold_up_the_others(
     settings: Settings, connection: Connection, eventually, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(module, "BACKOFF_S", (0.001, 0.01))
+    monkeypatch.setattr(settler, "BACKOFF_S", (0.001, 0.01))
     work = Work(held=True)
     async with running(settings, kind("work", work)) as parts:
         settles = parts.store.settle
@@ -458,6 +459,6 @@ async def test_result_of_a_superseded_run_is_discarded_and_counted(
         await connection.execute("update taskq.task set run = run + 1 where id = $1", task_id)
 
         work.go_on.set()
-        await eventually(says(lambda: parts.dispatcher.stale == 1))
+        await eventually(says(lambda: parts.dispatcher.settler.stale == 1))
 
         assert (await row(connection, task_id))["status"] == 1

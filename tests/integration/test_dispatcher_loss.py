@@ -253,7 +253,7 @@ async def test_run_that_outlives_its_lost_lease_does_not_disturb_the_next_run(
         await eventually(says(lambda: len(began) == 2))
 
         first_ends.set()
-        await eventually(says(lambda: parts.dispatcher.stale == 1))
+        await eventually(says(lambda: parts.dispatcher.settler.stale == 1))
         second_ends.set()
         await eventually(becomes(connection, task_id, 2))
 
@@ -480,7 +480,7 @@ async def test_drain_gives_up_on_outcomes_when_the_database_stays_away(
 
         monkeypatch.setattr(parts.store, "settle", away)
         await parts.intake.submit(new())
-        await eventually(says(lambda: len(parts.dispatcher._settles)))
+        await eventually(says(lambda: len(parts.dispatcher.settler)))
 
         await drain(parts)
 

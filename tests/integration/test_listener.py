@@ -129,7 +129,7 @@ async def test_listener_listens_before_it_wakes(
         await eventually(says(lambda: heard.wakes == 1))
         at_wake = list(order)
 
-    assert at_wake[:3] == ["listen", "listen", "register"]
+    assert at_wake[:4] == ["listen", "listen", "listen", "register"]
 
 
 @pytest.mark.parametrize("name", ["taskq listen", "taskq control"])
