@@ -4,7 +4,8 @@
     ├── ConfigError         at start only; names the setting and the remedy
     ├── SubmissionError     the caller's fault, a 4xx
     │   ├── UnknownKind     no handler of that name is registered
-    │   └── InvalidPayload  the payload does not fit the kind
+    │   ├── InvalidPayload  the payload does not fit the kind
+    │   └── InvalidFilter   tasks can't be picked by this text
     ├── IntakeFull          too much is waiting to be stored, a 503; safe to try again
     ├── TooManyWaiters      too many callers wait for a task to end, a 503
     ├── StoreSlow           PostgreSQL has not answered yet, a 503; the task may be stored
@@ -20,6 +21,7 @@ exception, never the wording of its message.
 __all__ = [
     "ConfigError",
     "IntakeFull",
+    "InvalidFilter",
     "InvalidPayload",
     "Snooze",
     "StoreRefused",
@@ -62,6 +64,10 @@ class InvalidPayload(SubmissionError):
         super().__init__(message)
         self.field = field
         self.malformed = malformed
+
+
+class InvalidFilter(SubmissionError):
+    """The text by which tasks are to be picked can't be read."""
 
 
 class IntakeFull(TaskqError):

@@ -31,6 +31,7 @@ from taskq.intake import Intake
 from taskq.kinds.email import Email
 from taskq.kinds.registry import Registry, make_kind
 from taskq.listener import Listener
+from taskq.listing import Listing
 from taskq.mail.dkim import load_signers
 from taskq.mail.envelope import Transport
 from taskq.mail.inbox import CapturedMail
@@ -44,6 +45,7 @@ from taskq.task import RetryPolicy
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
+from taskq.web.tasks import TaskList
 from taskq.worker import Worker
 
 __all__ = ["Banner", "Parts", "database", "run_service", "running_parts", "spare_collector"]
@@ -104,7 +106,7 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             warnings = _durability(server, settings)
             api = Api(parts.store, parts.registry, parts.intake, parts.control, wait_s_max=settings.wait_s_max)
             site = Site(
-                [] if settings.role == "worker" else [api, InboxPages(parts.store)],
+                [] if settings.role == "worker" else [api, TaskList(Listing(parts.store)), InboxPages(parts.store)],
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )

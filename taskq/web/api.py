@@ -16,11 +16,12 @@ from taskq.errors import InvalidPayload
 from taskq.intake import Intake
 from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
-from taskq.task import NewTask, Status, Task
+from taskq.task import NewTask, Status
 from taskq.web.answer import ID_MAX, id_of, json_answer
 from taskq.web.created import created
 from taskq.web.problem import problem
 from taskq.web.router import Router
+from taskq.web.shown import shown_task
 
 __all__ = ["Api"]
 
@@ -111,7 +112,7 @@ class Api:
         if task is None:
             return _no_such_task(task_id)
         attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.last_error else []
-        return json_answer(_shown(task) | {"attempts": attempts})
+        return json_answer(shown_task(task) | {"attempts": attempts})
 
     async def cancel_task(self, _request: web.BaseRequest, argument: str) -> web.Response:
         """Cancel a task: 200 with its status now; 202 while the run under way is being ended."""
@@ -177,20 +178,3 @@ async def _arriving(request: web.BaseRequest) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is written yet
     return await request.read()
-
-
-def _shown(task: Task) -> dict[str, object]:
-    return {
-        "id": task.id,
-        "status": task.status.label,
-        "kind": task.kind,
-        "queue": task.queue,
-        "attempt": task.attempt,
-        "max_attempts": task.max_attempts,
-        "created_at": task.created_at,
-        "due_at": task.due_at,
-        "started_at": task.started_at,
-        "finished_at": task.finished_at,
-        "reason": task.reason,
-        "last_error": task.last_error,
-    }

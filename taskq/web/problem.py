@@ -11,6 +11,7 @@ from aiohttp import web
 
 from taskq.errors import (
     IntakeFull,
+    InvalidFilter,
     InvalidPayload,
     StoreRefused,
     StoreSlow,
@@ -51,13 +52,15 @@ def problem(status: int, code: str, detail: str, *, field: str = "", retry_after
     )
 
 
-def problem_of(error: TaskqError, method: str) -> web.Response:
+def problem_of(error: TaskqError, method: str) -> web.Response:  # noqa: C901 - a table of cases
     """Make the problem document of one of our exceptions, met while answering `method`."""
     match error:
         case InvalidPayload(malformed=True):
             return problem(400, "malformed_json", f"the body can't be read as JSON: {error}")
         case InvalidPayload():
             return problem(422, "invalid_payload", str(error), field=error.field)
+        case InvalidFilter():
+            return problem(400, "invalid_filter", str(error), field="filter")
         case UnknownKind():
             return problem(422, "unknown_kind", str(error), field="kind")
         case StoreRefused():
