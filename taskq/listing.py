@@ -23,8 +23,8 @@ from taskq.task import Status, Task
 __all__ = ["LIMIT_MAX", "Listing", "Page"]
 
 LIMIT_MAX = 500
-WINDOW_MIN, WINDOW_MAX = 500, 8_000  # rows looked at by one statement; a fruitless one is followed by a larger
-TIME_S = 0.04  # after which a page that is not full yet is answered as it is
+WINDOW_MIN, WINDOW_MAX = 500, 4_000  # rows looked at by one statement; a fruitless one is followed by a larger
+TIME_S = 0.025  # after which a page that is not full yet is answered as it is
 ID_MAX = 2**63 - 1
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
