@@ -25,7 +25,7 @@ from taskq.database import PLANNER
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Status
 
-CALLERS = {"tasks": "store", "lease": "listener"}
+CALLERS = {"tasks": "store", "bundle": "bundles", "lease": "listener"}
 FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
 TASKS = sql.load("tasks")
@@ -368,4 +368,7 @@ def test_run_is_written_as_the_store_reads_it():
 
     names = " ".join(name.strip() for name in returned)
 
-    assert names == "id run kind attempt max_attempts created_at payload crashes queue priority due_at"
+    assert names == (
+        "id run kind attempt max_attempts created_at payload crashes queue priority due_at"
+        " expires_at - now() as expires_in"
+    )
