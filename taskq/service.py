@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from taskq import __version__
 from taskq.batch import Batch
+from taskq.budget import Budget
 from taskq.config import Settings, redact_url
 from taskq.dispatcher import Dispatcher
 from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
@@ -100,7 +101,8 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.store, parts.registry, parts.intake)
+            budget = Budget(settings.body_bytes_in_flight_max)
+            api = Api(parts.store, parts.registry, parts.intake, budget)
             site = Site(
                 [] if settings.role == "worker" else [api, InboxPages(parts.store)],
                 lambda: _health(parts, described),
@@ -177,7 +179,7 @@ async def running_parts(
         registry = _registry(settings, transport)
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
-        worker = Worker(registry, server.installation)
+        worker = Worker(registry, server.installation, store.bundles.blob)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)

@@ -1,21 +1,29 @@
 """Submit and show tasks.
 
 `POST /task/` takes a mail (`{"To", "subject", "body"}`) or any other kind of work
-(`{"kind", "payload"}`); it answers when the row is committed.  `GET /task/{id}` shows it.
+(`{"kind", "payload"}`); it answers when the row is committed, or all that the submission has become
+(`Bundle`): several tasks are answered with the id of their group and theirs.  `GET /task/{id}` shows
+a task or a group.
 """
 
+import asyncio
+import contextlib
 from typing import Any, cast
 
-from aiohttp import HttpVersion11, hdrs, web
+import orjson
+from aiohttp import hdrs, web
 from pydantic_core import from_json, to_json
 
+from taskq.budget import Budget
 from taskq.errors import InvalidPayload
 from taskq.intake import Intake
-from taskq.kinds.registry import Registry, check_depth
+from taskq.kinds.registry import Kind, Registry, check_depth
 from taskq.store import Store
-from taskq.task import NewTask, Task
+from taskq.task import Bundle, NewTask, Task
 from taskq.web.answer import ID_MAX, id_of, json_answer
-from taskq.web.created import created
+from taskq.web.body import read_body
+from taskq.web.created import created, created_group
+from taskq.web.group import shown_group
 from taskq.web.problem import problem
 from taskq.web.router import Router
 
@@ -23,22 +31,25 @@ __all__ = ["Api"]
 
 ATTEMPTS_SHOWN_MAX = 100
 MAIL = "email"
+THREAD_BYTES_MIN = 262_144  # checking takes about 3 ms per MB: beyond this it would stall the event loop
 
 
 class Api:
     """The handlers of the task routes."""
 
-    def __init__(self, store: Store, registry: Registry, intake: Intake) -> None:
+    def __init__(self, store: Store, registry: Registry, intake: Intake, budget: Budget) -> None:
         """Prepare the handlers.
 
         Args:
             store: What is shown.
             registry: Kinds of work that may be submitted.
             intake: Where submissions go.
+            budget: Bytes of the larger bodies under way.
         """
         self._store = store
         self._registry = registry
         self._intake = intake
+        self._budget = budget
         self.stopping = False
 
     def add_routes(self, router: Router) -> None:
@@ -53,20 +64,42 @@ class Api:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
         if hdrs.CONTENT_ENCODING in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
-        try:
-            body = request.content.read_nowait() if request.content.is_eof() else await _arriving(request)
-        except (OSError, web.RequestPayloadError):
-            raise InvalidPayload("the connection or a chunk of it broke off", malformed=True) from None
+        with contextlib.ExitStack() as until_answered:
+            try:
+                if request.content.is_eof():
+                    body = request.content.read_nowait()
+                else:
+                    body = await read_body(request, self._budget, until_answered)
+            except TimeoutError:
+                return problem(408, "body_too_slow", "the body did not arrive in time: send it again, faster")
+            except (OSError, web.RequestPayloadError):
+                raise InvalidPayload("the connection or a chunk of it broke off", malformed=True) from None
+            return await self._take(request, body)
+
+    async def _take(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
         if len(body) > request.client_max_size:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
-        new = self._other_kind(body) if b'"kind"' in body else None
-        if new is None:
-            kind = self._registry.get(MAIL)
-            new = NewTask(MAIL, kind.check(body), max_attempts=kind.max_attempts)
-        task_id = await self._intake.submit(new)
-        return created(request, task_id)
+        if len(body) < THREAD_BYTES_MIN:
+            prepared = self._prepared(body)
+        else:
+            prepared = await asyncio.to_thread(self._prepared, body)
+        if isinstance(prepared, NewTask):
+            return created(request, await self._intake.submit(prepared))
+        stored = await self._intake.submit_bundle(prepared)
+        if stored.group_id is None:
+            return created(request, stored.ids[0])
+        return created_group(stored.group_id, zip(prepared.labels, stored.ids, strict=True))
 
-    def _other_kind(self, body: bytes) -> NewTask | None:
+    def _prepared(self, body: bytes) -> NewTask | Bundle:
+        """Check a body; return what is to be stored."""
+        other = self._other_kind(body) if b'"kind"' in body else None
+        kind, payload = other or (self._registry.get(MAIL), body)
+        prepared = kind.prepare(payload)
+        if isinstance(prepared, Bundle):
+            return prepared
+        return NewTask(kind.name, prepared, max_attempts=kind.max_attempts)
+
+    def _other_kind(self, body: bytes) -> tuple[Kind, bytes] | None:
         """Read `{"kind", "payload"}`; None when the word "kind" only stood somewhere inside a mail."""
         try:
             document = from_json(body)  # not by orjson, which rounds whole numbers beyond 64 bits
@@ -82,15 +115,18 @@ class Api:
         if "payload" not in fields:
             raise InvalidPayload(f"payload is missing: the kind {kind.name} needs it", field="payload")
         check_depth(fields["payload"])
-        return NewTask(kind.name, kind.check(to_json(fields["payload"])), max_attempts=kind.max_attempts)
+        return kind, to_json(fields["payload"])
 
     async def show_task(self, _request: web.BaseRequest, argument: str) -> web.Response:
-        """Show a task with the attempts that did not end Ok."""
+        """Show a task with the attempts that did not end Ok, or a group."""
         task_id = id_of(argument)
         if isinstance(task_id, web.Response):
             return task_id
         task = await self._store.get(task_id) if task_id <= ID_MAX else None
         if task is None:
+            group = await self._store.bundles.group(task_id) if task_id <= ID_MAX else None
+            if group is not None:
+                return json_answer(shown_group(group))
             return problem(
                 404, "no_such_task", f"there is no task {task_id}: it was never stored, or its retention is over"
             )
@@ -98,18 +134,14 @@ class Api:
         return json_answer(_shown(task) | {"attempts": attempts})
 
 
-async def _arriving(request: web.BaseRequest) -> bytes:
-    """Read a body of which a part is still on its way; a client that asks first is told to send it."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version == HttpVersion11:
-        if (request.content_length or 0) > request.client_max_size:
-            raise web.HTTPRequestEntityTooLarge(request.client_max_size)
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # of the answer, nothing is written yet
-    return await request.read()
-
-
 def _shown(task: Task) -> dict[str, object]:
-    return {
+    given = {
+        "expires_at": task.expires_at,
+        "tags": task.tags,
+        "metadata": None if task.metadata is None else orjson.Fragment(task.metadata),
+        "group": task.group_id,
+    }
+    shown: dict[str, object] = {
         "id": task.id,
         "status": task.status.label,
         "kind": task.kind,
@@ -123,3 +155,4 @@ def _shown(task: Task) -> dict[str, object]:
         "reason": task.reason,
         "last_error": task.last_error,
     }
+    return shown | {name: value for name, value in given.items() if value is not None}

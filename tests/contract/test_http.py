@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rig import Answer, Program, handlers, serving
 
 MAIL = {"To": "example@gmail.com", "subject": "Test Subject", "body": "Test E-Mail Body"}
-QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--beat-s", "0.1")
+QUICK = ("--port", "0", "--durability", "relaxed", "--body-bytes-max", "262144", "--poll-s", "0.2", "--beat-s", "0.1")
 PROBLEM = {"type", "title", "status", "code", "detail"}
 
 
