@@ -78,7 +78,17 @@ class Settings(BaseSettings):
         False, description="Serve on an address other than loopback although anyone who reaches it may submit mail."
     )
     body_bytes_max: int = Field(
-        262_144, ge=1_024, le=104_857_600, description="Bytes of a request body; more is refused with 413."
+        16_777_216,
+        ge=1_024,
+        le=104_857_600,
+        description="Bytes of a request body; more is refused with 413. 16 MiB hold attachments of 12 MB in base64.",
+    )
+    body_bytes_in_flight_max: int = Field(
+        67_108_864,
+        ge=131_072,
+        le=10_737_418_240,
+        description="Bytes of the larger request bodies that are taken in at the same time; beyond, submissions are "
+        "refused with 503. The process needs about three times as much memory.",
     )
 
     # Intake
@@ -183,6 +193,11 @@ class Settings(BaseSettings):
     def _check_together(self) -> "Settings":
         if self.lease_s < 2 * self.beat_s:
             raise ValueError(f"lease_s is {self.lease_s:g}: must be at least twice beat_s ({self.beat_s:g})")
+        if self.body_bytes_in_flight_max < self.body_bytes_max:
+            raise ValueError(
+                f"body_bytes_in_flight_max is {self.body_bytes_in_flight_max}: must hold one body of body_bytes_max "
+                f"({self.body_bytes_max})"
+            )
         if not self.allow_remote and not _is_loopback(self.host):
             raise ValueError(
                 f"host is {self.host}: anyone who reaches it could submit mail; use a loopback address such as "

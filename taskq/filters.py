@@ -1,6 +1,6 @@
 r"""The one language in which tasks are picked: by people in a search field, by programs in an address.
 
-    status:failed,cancelled kind:email queue:default to:ada@example.com
+    status:failed,cancelled kind:email queue:default to:ada@example.com tag:receipt
     error:"550 5.1.1" since:7d until:2026-11-24T10:00Z payload.order.id:17 -kind:work
 
 Terms are joined by "and", values with commas by "or"; a `-` before a term turns it round.  A value
@@ -27,7 +27,7 @@ VALUES_MAX = 50
 PATH_PARTS_MAX = 8
 YEARS_MAX_S = 100 * 366 * 86_400
 
-KEYS = ("status", "kind", "queue", "reason", "to", "error", "since", "until")
+KEYS = ("status", "kind", "queue", "tag", "reason", "to", "error", "since", "until")
 """What can be asked for; besides them `payload.PATH`."""
 
 _LABELS = {status.label.lower(): status for status in Status}

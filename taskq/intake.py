@@ -8,23 +8,31 @@ nothing: its row is stored with the batch it had joined.
 
 While slots are free and nobody waits, the first rows of a batch are born in progress: they need no
 claim, no second commit and no entry in the pending index.
+
+A bundle (several tasks, content beside a payload, times that pass) goes another way, so that a large
+one holds up no plain task: a batch and a connection of its own, and no births.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from taskq.batch import Batch
+from taskq.bundles import Packed, Stored, pack
 from taskq.config import Settings
 from taskq.errors import IntakeFull, StoreRefused, StoreSlow, StoreUnavailable
 from taskq.lease import Lease
 from taskq.store import Store
-from taskq.task import NewTask, Run, Status
+from taskq.task import Bundle, NewTask, Run, Status
 
 __all__ = ["Births", "Intake"]
 
 logger = logging.getLogger("taskq.intake")
+
+BUNDLE_BATCH_MAX = 100
+BUNDLE_BYTES_MAX = 16_777_216  # stored by one statement; a larger bundle has one for itself
 
 
 class Births(Protocol):
@@ -71,6 +79,9 @@ class Intake:
         self._waiting_max = settings.intake_waiting_max
         self._wait_s = settings.submit_timeout_s
         self._batch: Batch[NewTask, int] = Batch(self._flush, size_max=settings.intake_batch_max, wait_s=self._wait_s)
+        self._bundles: Batch[Packed, Stored] = Batch(
+            self._flush_bundles, size_max=BUNDLE_BATCH_MAX, wait_s=self._wait_s
+        )
 
     async def submit(self, new: NewTask) -> int:
         """Store one task; return its id when it is committed.
@@ -81,23 +92,51 @@ class Intake:
             StoreRefused: PostgreSQL refused this very row.
             StoreSlow: PostgreSQL has not answered in time; the row may be stored.
         """
-        if len(self._batch) >= self._waiting_max:
-            raise IntakeFull(f"{self._waiting_max} submissions wait for their commit: try again in a moment")
+        if not new.plain:
+            return (await self.submit_bundle(Bundle([new], [""], []))).ids[0]
+        self._check_room()
         try:
             return await self._batch.put(new)
         except TimeoutError:
-            raise StoreSlow(
-                f"PostgreSQL has not confirmed the task within {self._wait_s:g} s: it may be stored, now or in a "
-                "moment, and sending it again may store it twice"
-            ) from None
+            raise self._slow() from None
+
+    async def submit_bundle(self, bundle: Bundle) -> Stored:
+        """Store a bundle, all of it or nothing; return what it has become when it is committed.
+
+        Raises:
+            IntakeFull: Too many wait; nothing was stored.
+            StoreUnavailable: PostgreSQL is away; `sent` says whether it may be stored.
+            StoreRefused: PostgreSQL refused this very bundle.
+            StoreSlow: PostgreSQL has not answered in time; it may be stored.
+            ValueError: The bundle contradicts itself.
+        """
+        self._check_room()
+        packed = await pack(bundle)
+        try:
+            return await self._bundles.put(packed)
+        except TimeoutError:
+            raise self._slow() from None
+
+    def _check_room(self) -> None:
+        if len(self._batch) + len(self._bundles) >= self._waiting_max:
+            raise IntakeFull(f"{self._waiting_max} submissions wait for their commit: try again in a moment")
+
+    def _slow(self) -> StoreSlow:
+        return StoreSlow(
+            f"PostgreSQL has not confirmed the task within {self._wait_s:g} s: it may be stored, now or in a "
+            "moment, and sending it again may store it twice"
+        )
 
     async def run(self) -> None:
         """Store batches for ever; ends by cancellation."""
-        await self._batch.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._batch.run())
+            group.create_task(self._bundles.run())
 
     async def empty(self) -> None:
         """Wait until every submission so far is stored or refused."""
         await self._batch.empty()
+        await self._bundles.empty()
 
     async def _flush(self, batch: list[NewTask]) -> Sequence[int | BaseException]:
         reserved = self._births.reserve(len(batch)) if self._births else 0
@@ -132,3 +171,33 @@ class Intake:
             self._births.born(runs, reserved=reserved, waiting=waiting)
         if waiting:
             self._notify_others()
+
+    async def _flush_bundles(self, batch: list[Packed]) -> Sequence[Stored | BaseException]:
+        return [result for part in _parts(batch) for result in await self._store_bundles(part)]
+
+    async def _store_bundles(self, part: list[Packed]) -> Sequence[Stored | BaseException]:
+        try:
+            stored = await self._store.bundles.store(part)
+        except StoreUnavailable as error:
+            return [error] * len(part)
+        except StoreRefused as error:
+            if len(part) == 1:
+                return [error]
+            return [result for packed in part for result in await self._store_bundles([packed])]
+        if self._births:
+            self._births.born((), reserved=0, waiting=sum(len(one.ids) for one in stored))
+        self._notify_others()
+        return stored
+
+
+def _parts(batch: list[Packed]) -> Iterator[list[Packed]]:
+    """Cut a batch where the bytes of a statement end."""
+    part: list[Packed] = []
+    size = 0
+    for packed in batch:
+        if part and size + packed.size > BUNDLE_BYTES_MAX:
+            yield part
+            part, size = [], 0
+        part.append(packed)
+        size += packed.size
+    yield part

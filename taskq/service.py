@@ -45,6 +45,7 @@ from taskq.task import RetryPolicy
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
+from taskq.web.single import TaskPages
 from taskq.web.tasks import TaskList
 from taskq.worker import Worker
 
@@ -104,9 +105,15 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.store, parts.registry, parts.intake, parts.control, wait_s_max=settings.wait_s_max)
+            api = Api(parts.registry, parts.intake, parts.control, settings)
+            pages = [
+                api,
+                TaskPages(parts.store, parts.control, wait_s_max=settings.wait_s_max),
+                TaskList(Listing(parts.store)),
+                InboxPages(parts.store),
+            ]
             site = Site(
-                [] if settings.role == "worker" else [api, TaskList(Listing(parts.store)), InboxPages(parts.store)],
+                [] if settings.role == "worker" else pages,
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )
@@ -181,7 +188,7 @@ async def running_parts(
         registry = _registry(settings, transport)
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
-        worker = Worker(registry, server.installation)
+        worker = Worker(registry, server.installation, store.bundles.blob)
         waiters = Waiters(size_max=settings.waiters_max)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener, ended=waiters.ended)
         control = Control(

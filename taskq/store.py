@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from taskq import sql
+from taskq.bundles import Bundles
 from taskq.config import Settings
 from taskq.database import Session, Sessions
 from taskq.task import Change, NewTask, Run, Status, Task
@@ -70,6 +71,7 @@ class Store:
             lambda: session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
         )
         """Connections that whoever reads and sweeps shares."""
+        self.bundles = Bundles(session("bundle"), self.reads)
 
     async def prepare(self) -> None:
         """Connect the hot paths and let PostgreSQL parse their statements, before anything depends on them.
@@ -177,10 +179,30 @@ class Store:
             rows = await session.fetch(self._sql["rescue"], batch=batch)
             return [(row[0], row[1], row[3]) for row in rows]
 
+    async def expire(self, *, own: int, batch: int) -> int:
+        """Fail waiting tasks whose time has passed; return their number, 0 when another instance is at it."""
+        async with self.reads.session() as session, session.transaction():
+            if not (await session.fetch(self._sql["become_leader"]))[0][0]:
+                return 0
+            return (await session.fetch(self._sql["expire"], own=own, batch=batch))[0][0]
+
     async def prune_tasks(self, *, after: int, retention_s: float, batch: int) -> tuple[int | None, int]:
-        """Delete old finished tasks among the next ids; return the last id looked at and the count deleted."""
-        row = (await self._read("prune_tasks", after=after, retention_s=retention_s, batch=batch))[0]
-        return row[0], row[2]
+        """Delete old finished tasks among the next ids; return the last id looked at and the count deleted.
+
+        The tasks of a group go when all of them are old, and it with the last; content goes with the last
+        task that needs it.
+        """
+        async with self.reads.session() as session, session.transaction():
+            row = (await session.fetch(self._sql["prune_tasks"], after=after, retention_s=retention_s, batch=batch))[0]
+            if row[2]:
+                await session.fetch(self._sql["prune_groups"], ids=row[2])
+            await self._prune_blobs(session, row[3])
+            return row[0], row[1]
+
+    async def _prune_blobs(self, session: Session, digests: Sequence[bytes]) -> None:
+        if digests:  # a statement sees what was committed before it began: first the locks, then the look
+            await session.fetch(self._sql["lock_blobs"], digests=digests)
+            await session.fetch(self._sql["prune_blobs"], digests=digests)
 
     async def prune_rest(self, *, retention_s: float, inbox_mails_max: int) -> None:
         """Delete old counters and the oldest captured mails."""
@@ -205,6 +227,13 @@ class Store:
             for statement in statements:
                 await session.fetch(statement)
             return True
+
+    async def forget(self, low: int, high: int, *, batch: int) -> int:
+        """Delete groups and content of the tasks of a partition to be dropped; return how many rows went."""
+        async with self.reads.session() as session, session.transaction():
+            digests = [row[0] for row in await session.fetch(self._sql["forget_uses"], low=low, high=high, batch=batch)]
+            await self._prune_blobs(session, digests)
+            return len(digests) + len(await session.fetch(self._sql["forget_groups"], high=high, batch=batch))
 
     async def prune_attempts(self, low: int, high: int) -> None:
         """Forget the attempts of the tasks of a dropped partition."""
@@ -248,7 +277,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in (self._inserts, self._claims, self._settles, self._captures, self.reads):
+        for session in (self._inserts, self._claims, self._settles, self._captures, self.bundles, self.reads):
             await session.close()
 
     async def _read(self, name: str, **values: object) -> Sequence[Sequence[Any]]:
@@ -257,4 +286,5 @@ class Store:
 
 
 def _run(row: Sequence[Any], owner: int) -> Run:
-    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7])
+    expires_at = None if row[11] is None else datetime.now(UTC) + row[11]
+    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7], expires_at)

@@ -1,8 +1,9 @@
-"""What must happen now and then, on one instance at a time: rescue, prune, partitions ahead.
+"""What must happen now and then, on one instance at a time: rescue, expire, prune, partitions ahead.
 
 *Rescue* ends leases that were not renewed and makes their tasks pending again, at once; the task's
 attempt stays counted, its run number grows with the next claim, so that nothing the lost process
-still does can be recorded.  *Prune* walks the ids in small batches and deletes what finished longer
+still does can be recorded.  *Expire* fails tasks that wait although their time has passed; those that
+a run meets first end the same way.  *Prune* walks the ids in small batches and deletes what finished longer
 ago than the retention.  *Partitions* are made before the ids reach them, and dropped whole when
 everything in them is old.
 
@@ -28,6 +29,8 @@ __all__ = ["PARTITION_IDS", "Sweeper"]
 logger = logging.getLogger("taskq.sweeper")
 
 RESCUE_BATCH = 5_000
+EXPIRE_BATCH = 1_000
+EXPIRE_STEPS_MAX = 20
 PRUNE_BATCH = 5_000
 PRUNE_EVERY_S = 60.0
 PRUNE_STEPS_MAX = 20  # batches a round, so that a round ends
@@ -41,7 +44,7 @@ HOT = (
 
 
 class Sweeper:
-    """Rescues, prunes and keeps partitions ahead."""
+    """Rescues, expires, prunes and keeps partitions ahead."""
 
     def __init__(self, store: Store, lease: Lease, settings: Settings, *, wake: Callable[[], None]) -> None:
         """Prepare; `run` starts it.
@@ -65,6 +68,7 @@ class Sweeper:
             try:
                 if self._lease.holds():
                     await self.rescue()
+                    await self.expire()
                     if time.monotonic() >= prune_at:
                         await self.keep_partitions()
                         await self.prune()
@@ -86,6 +90,18 @@ class Sweeper:
             self._wake()
             if len(rows) < RESCUE_BATCH:
                 return total
+
+    async def expire(self) -> int:
+        """Fail waiting tasks whose time has passed, a bounded number a round; return the count."""
+        total = 0
+        for _ in range(EXPIRE_STEPS_MAX):
+            count = await self._store.expire(own=self._lease.id, batch=EXPIRE_BATCH)
+            total += count
+            if count < EXPIRE_BATCH:
+                break
+        if total:
+            logger.info("failed tasks that expired while they waited", extra={"tasks": total})
+        return total
 
     async def prune(self) -> int:
         """Delete finished tasks past their retention, a bounded number a round; return the count."""
@@ -132,6 +148,8 @@ class Sweeper:
         busy, idle_s = await self._store.partition_state(low, high)
         if busy or (idle_s is not None and idle_s < self._settings.retention_days * 86_400):
             return
+        while await self._store.forget(low, high, batch=PRUNE_BATCH):
+            pass  # before the drop: a crash between the two leaves old tasks, never content without one
         dropped = await self._store.run_maintenance(
             [_definition("set local lock_timeout = '100ms'"), _definition(f"drop table taskq.task_{number}")]
         )

@@ -1,4 +1,4 @@
-"""The nouns of the queue and its pure rules; no clock, no database, no network.
+"""The nouns of the queue and its pure rules; no database, no network.
 
 A task is stored in one of five states (`Status`).  A *run* is one execution of it: the claim adds
 one to `run` (the fence: only the newest run may settle) and to `attempt` (what `max_attempts`
@@ -7,25 +7,30 @@ thing the store writes back.  A snoozed or released run gives its attempt back, 
 number, so a late result of an old run can't be mistaken for the new one.
 
 Delays are relative seconds: the database adds them to its own clock, which is the only one that
-stored times come from.
+stored times come from.  A run knows when its task expires on this machine's clock; the store has put
+it there, so that clocks that differ make no task late or early.
 """
 
 import contextlib
+import hashlib
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import assert_never
 
 from taskq.uid import uid_of
 
 __all__ = [
+    "Blob",
+    "Bundle",
     "Cancelled",
     "Change",
     "Context",
     "Done",
+    "Expired",
     "Failed",
     "NewTask",
     "Outcome",
@@ -40,6 +45,7 @@ __all__ = [
 
 ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
 FACTS_MAX = 20  # noted in one run
+EXPIRED = "expired"
 DELAY_S_MAX = 10 * 366 * 86_400.0  # whatever a handler asks for: a time that PostgreSQL can store
 
 
@@ -72,6 +78,47 @@ class NewTask:
     priority: int = 0
     """Lower runs first."""
     max_attempts: int = 10
+    due_at: datetime | None = None
+    """When it may first run, aware; None: at once."""
+    expires_at: datetime | None = None
+    """When it has lost its use, aware: it is then failed instead of run; None: never."""
+    tags: tuple[str, ...] = ()
+    """Words to find it by."""
+    metadata: str | None = None
+    """JSON object of the submitter's own, kept and shown, never sent."""
+    blobs: tuple[str, ...] = ()
+    """Digests of the blobs it needs."""
+    sensitive: bool = False
+    """Whether its payload is dropped as soon as it is done, and never shown."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one row of the hot road: due at once, for ever, with nothing beside its payload."""
+        return not (self.due_at or self.expires_at or self.tags or self.metadata or self.blobs or self.sensitive)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Content that a task needs beside its payload, named by what it holds."""
+
+    content: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(slots=True)
+class Bundle:
+    """What one submission becomes when it is more than one plain row."""
+
+    tasks: list[NewTask]
+    labels: list[str]
+    """What each task is called in the answer, such as its recipient."""
+    blobs: list[Blob]
+    grouped: bool = False
+    """Whether the tasks are shown as one, under an id of their own, even when there is only one."""
 
 
 @dataclass(slots=True)
@@ -91,6 +138,8 @@ class Run:
     payload: str
     crashes: int = 0
     """How often a process died while running it."""
+    expires_at: datetime | None = None
+    """When it loses its use, by this machine's clock; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +158,12 @@ class Task:
     finished_at: datetime | None
     reason: str | None
     last_error: str | None
+    expires_at: datetime | None
+    tags: Sequence[str] | None
+    metadata: str | None
+    """JSON object."""
+    group_id: int | None
+    """The id under which it is shown together with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +221,16 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """The task had lost its use before the handler was called."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Somebody called the task off while it ran."""
 
 
-Outcome = Done | Failed | Snoozed | Released | Cancelled
+Outcome = Done | Failed | Snoozed | Released | Expired | Cancelled
 
 
 @dataclass(slots=True)
@@ -195,6 +255,14 @@ def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None =
     Args:
         draw: Jitter of the back-off, 0 ≤ draw < 1; drawn here when omitted.
     """
+    change = _settled(run, outcome, policy, draw)
+    if change.delay_s and run.expires_at and _in(change.delay_s) >= run.expires_at:
+        # A wait that nothing can follow is no wait: whoever submitted it learns at once.
+        return replace(change, status=Status.FAILED, delay_s=None, reason=EXPIRED)
+    return change
+
+
+def _settled(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None) -> Change:
     match outcome:
         case Done():
             return Change(run.id, run.run, run.owner, Status.OK)
@@ -204,6 +272,8 @@ def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None =
             return Change(run.id, run.run, run.owner, Status.PENDING, _bounded(delay_s), _storable(error), None, 1)
         case Released():
             return Change(run.id, run.run, run.owner, Status.PENDING, 0.0, None, None, 1)
+        case Expired():  # nothing was tried, so nothing counts, and what the last try said stays
+            return Change(run.id, run.run, run.owner, Status.FAILED, None, None, EXPIRED, 1)
         case Cancelled():
             return Change(run.id, run.run, run.owner, Status.CANCELLED, None, None, "cancelled")
         case _:
@@ -226,6 +296,10 @@ def _storable(text: str) -> str:
     return plain.encode("utf-8", "backslashreplace").decode()[:ERROR_CHARS_MAX]
 
 
+def _in(delay_s: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=delay_s)
+
+
 def _bounded(delay_s: float) -> float:
     return min(DELAY_S_MAX, max(0.0, delay_s))  # in this order not-a-number becomes 0
 
@@ -233,13 +307,27 @@ def _bounded(delay_s: float) -> float:
 class Context:
     """What a handler may know about its own run."""
 
-    __slots__ = ("_installation", "_run", "_seal", "_spans", "facts")
+    __slots__ = ("_blobs", "_installation", "_run", "_seal", "_spans", "facts")
 
-    def __init__(self, run: Run, installation: uuid.UUID, seal: Callable[[Run], Awaitable[None]] | None = None) -> None:
-        """Describe `run` of a task of this `installation`; `seal` writes that its outcome may become unknown."""
+    def __init__(
+        self,
+        run: Run,
+        installation: uuid.UUID,
+        seal: Callable[[Run], Awaitable[None]] | None = None,
+        blobs: Callable[[str], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """Describe one run.
+
+        Args:
+            run: The run.
+            installation: Names this installation; with the task's id it names the task in the world.
+            seal: Writes that the outcome of the run may become unknown.
+            blobs: Reads the content of a digest.
+        """
         self._run = run
         self._installation = installation
         self._seal = seal
+        self._blobs = blobs
         self._spans = 0
         self.facts: list[Mapping[str, object]] = []
         """What the handler noted, oldest first."""
@@ -278,6 +366,12 @@ class Context:
         """Write down that from here on a crash leaves the outcome of this run unknown; return once it is stored."""
         if self._seal is not None:
             await self._seal(self._run)
+
+    async def blob(self, digest: str) -> bytes:
+        """Return content that was stored with the task, by its digest."""
+        if self._blobs is None:
+            raise LookupError(f"the blob {digest} can't be read: this run has no store")
+        return await self._blobs(digest)
 
     @property
     def interruptible(self) -> bool:

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import traceback
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from taskq.errors import InvalidPayload, Snooze, TaskError
 from taskq.kinds.registry import Kind, Registry
-from taskq.task import Context, Done, Failed, Outcome, Run, Snoozed
+from taskq.task import Context, Done, Expired, Failed, Outcome, Run, Snoozed
 
 __all__ = ["Execution", "Worker"]
 
@@ -26,15 +28,22 @@ _DONE = Done()
 class Worker:
     """Runs tasks by the kinds of a registry."""
 
-    def __init__(self, registry: Registry, installation: uuid.UUID) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        installation: uuid.UUID,
+        blobs: Callable[[str], Awaitable[bytes]] | None = None,
+    ) -> None:
         """Prepare a worker.
 
         Args:
             registry: The kinds.
             installation: Names this installation; with a task's id it names the task in the world.
+            blobs: Reads the content of a digest.
         """
         self._registry = registry
         self._installation = installation
+        self._blobs = blobs
 
     def kind(self, run: Run) -> Kind | None:
         """Return the kind of a run, if this process knows it."""
@@ -42,10 +51,12 @@ class Worker:
 
     def context(self, run: Run) -> Context:
         """Make what the handler may know about its run."""
-        return Context(run, self._installation)
+        return Context(run, self._installation, blobs=self._blobs)
 
     async def run(self, run: Run, kind: Kind | None, context: Context) -> Outcome:
         """Run the handler; return what came of it."""
+        if run.expires_at is not None and run.expires_at <= datetime.now(UTC):
+            return Expired()
         if kind is None:
             return Failed(f"the kind {run.kind} is unknown to this process: import the module that declares it")
         try:

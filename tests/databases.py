@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 PAGES_MAX = 200  # of all task partitions and their indexes together
-TABLES = ("task", "lease", "attempt", "minute_count", "inbox", "cancel_request")
+TABLES = ("task", "task_group", "task_blob", "blob", "lease", "attempt", "minute_count", "inbox", "cancel_request")
 SHAPE = """
 select (select array_agg(relname::text order by oid) from pg_class where relnamespace <> 'pg_toast'::regnamespace),
        (select array_agg(nspname::text order by oid) from pg_namespace),

@@ -25,7 +25,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from pydantic_core import ErrorDetails, SchemaError, from_json
 
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
-from taskq.task import Context, RetryPolicy
+from taskq.task import Bundle, Context, RetryPolicy
 
 __all__ = ["Kind", "Registry", "check_depth", "declared", "handler", "make_kind"]
 
@@ -33,7 +33,9 @@ Handler = Callable[..., Awaitable[object]]
 
 NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 DEPTH_MAX = 32  # of a payload: deeper ones are refused rather than met by a recursion limit later
-
+BUNDLE_TASKS_MAX = 1_000
+BUNDLE_CHARS_MAX = 33_554_432  # of the payloads of one bundle
+PAYLOAD_CHARS_MAX = 4_194_304  # of one task: a claim reads hundreds of them at once
 
 _NO_SCHEMA = (PydanticUserError, PydanticUndefinedAnnotation, SchemaError)
 _NUL = "a text holds the character U+0000, which PostgreSQL can't store: remove it"
@@ -53,6 +55,32 @@ class Kind:
     max_attempts: int = 10
     ack_each: bool = False
     """Write each outcome before its slot is used again: for effects whose repeat is expensive."""
+    bundle: Callable[[Any], Bundle | None] | None = None
+    """Says what a checked payload becomes; None, or its answer None: one plain row."""
+
+    def prepare(self, body: bytes) -> str | Bundle:
+        """Check a submitted payload; return the JSON of one plain row, or the bundle that it becomes.
+
+        Raises:
+            InvalidPayload: It does not fit; names the field.
+        """
+        value = self._checked(body)
+        bundle = self.bundle(value) if self.bundle else None
+        if bundle is None:
+            return _bounded(self._stored(value, body))
+        if not 1 <= len(bundle.tasks) <= BUNDLE_TASKS_MAX:
+            raise InvalidPayload(
+                f"the payload makes {len(bundle.tasks):,} tasks: must be 1 to {BUNDLE_TASKS_MAX:,}; split it"
+            )
+        for new in bundle.tasks:
+            _bounded(new.payload)
+        whole = sum(len(new.payload) for new in bundle.tasks)
+        if whole > BUNDLE_CHARS_MAX:
+            raise InvalidPayload(
+                f"the {len(bundle.tasks):,} tasks of the payload take {whole:,} characters in the queue: "
+                f"at most {BUNDLE_CHARS_MAX:,} at once; split it"
+            )
+        return bundle
 
     def check(self, body: bytes) -> str:
         """Check a submitted payload; return it as the JSON to store.
@@ -60,12 +88,17 @@ class Kind:
         Raises:
             InvalidPayload: It does not fit; names the field.
         """
+        return self._stored(self._checked(body), body)
+
+    def _checked(self, body: bytes) -> Any:
         try:
-            value = self.payload.validator.validate_json(body)
+            return self.payload.validator.validate_json(body)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_context=False)[0]
             message, name = self._sentence(detail)
             raise InvalidPayload(message, field=name, malformed=detail["type"] == "json_invalid") from None
+
+    def _stored(self, value: Any, body: bytes) -> str:
         stored = self.payload.serializer.to_json(value)
         if b"null" in stored and stored.count(b"null") > body.count(b"null"):
             # a default, or a double that is not finite: read from 1e999 or "inf", and written as null
@@ -149,6 +182,7 @@ def handler(
     policy: RetryPolicy | None = None,
     max_attempts: int = 10,
     ack_each: bool = False,
+    bundle: Callable[[Any], Bundle | None] | None = None,
 ) -> Callable[[Handler], Handler]:
     """Declare an async function as the handler of a kind; see the head of this module.
 
@@ -158,19 +192,35 @@ def handler(
         policy: Back-off between attempts.
         max_attempts: Attempts before the task is failed, 1 to 100.
         ack_each: Write each outcome before its slot is used again.
+        bundle: Says what a checked payload becomes, where that is more than one plain row; it is called for
+            each submission and, for large ones, on another thread.
     """
 
     def declare(function: Handler) -> Handler:
-        declared.append(
-            make_kind(name, function, policy or RetryPolicy(), timeout_s, max_attempts=max_attempts, ack_each=ack_each)
+        kind = make_kind(
+            name,
+            function,
+            policy or RetryPolicy(),
+            timeout_s,
+            max_attempts=max_attempts,
+            ack_each=ack_each,
+            bundle=bundle,
         )
+        declared.append(kind)
         return function
 
     return declare
 
 
-def make_kind(
-    name: str, function: Handler, policy: RetryPolicy, timeout_s: float, *, max_attempts: int, ack_each: bool
+def make_kind(  # noqa: PLR0913 - one for each field of a kind
+    name: str,
+    function: Handler,
+    policy: RetryPolicy,
+    timeout_s: float,
+    *,
+    max_attempts: int,
+    ack_each: bool,
+    bundle: Callable[[Any], Bundle | None] | None = None,
 ) -> Kind:
     """Build a kind from an async callable, its payload type read from the annotations."""
     if not NAME.fullmatch(name):
@@ -197,7 +247,15 @@ def make_kind(
         payload = TypeAdapter[Any](hints[parameters[0].name])
     except _NO_SCHEMA as error:
         raise _no_schema(name, function, error) from None
-    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each)
+    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each, bundle)
+
+
+def _bounded(payload: str) -> str:
+    if len(payload) > PAYLOAD_CHARS_MAX:
+        raise InvalidPayload(
+            f"the payload takes {len(payload):,} characters in the queue: at most {PAYLOAD_CHARS_MAX:,}; shorten it"
+        )
+    return payload
 
 
 def _call(function: Handler) -> Handler:

@@ -27,6 +27,7 @@ fitting as (
             where coalesce(case term.path[1]
                       when 'kind'   then l.kind = any (term."values")
                       when 'queue'  then l.queue = any (term."values")
+                      when 'tag'    then l.tags && term."values"
                       when 'reason' then l.reason = any (term."values")
                       when 'to'     then exists (select from unnest(term."values") v
                                                   where strpos(lower(l.payload ->> 'to'), lower(v)) > 0)
@@ -41,7 +42,8 @@ reached as (
      order by case when :failed then l.finished_at end, l.id
      limit 1)
 select f.id, f.kind, f.queue, f.status, f.attempt, f.max_attempts, f.created_at, f.due_at, f.started_at,
-       f.finished_at, f.reason, f.last_error, r.finished_at as reached_at, r.id as reached, r.n
+       f.finished_at, f.reason, f.last_error, f.expires_at, f.tags, f.metadata, f.group_id,
+       r.finished_at as reached_at, r.id as reached, r.n
   from reached r
   left join fitting f on true
  order by case when :failed then f.finished_at end desc, f.id desc;

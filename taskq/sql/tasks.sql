@@ -41,7 +41,7 @@ update taskq.task t
             limit :slots::integer))
    and exists (select from taskq.lease where id = :owner)
 returning t.id, t.run, t.kind, t.attempt, t.max_attempts, t.created_at, t.payload, t.crashes,
-          t.queue, t.priority, t.due_at;
+          t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
 
 -- name: claim_suspect
 -- Claim for :owner the one task, longest due first, that was running when its process died, twice.
@@ -60,7 +60,7 @@ update taskq.task t
               for update skip locked))
    and exists (select from taskq.lease where id = :owner)
 returning t.id, t.run, t.kind, t.attempt, t.max_attempts, t.created_at, t.payload, t.crashes,
-          t.queue, t.priority, t.due_at;
+          t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
 
 -- name: survey
 -- List the lanes (queue, priority) that hold pending tasks, most urgent first, with the seconds until
@@ -221,26 +221,80 @@ kept as (
     on conflict (task_id, run) do nothing)
 select id, run, attempt, reason from rescued order by id;
 
+-- name: expire
+-- Fail at most :batch waiting tasks whose time has passed; they are counted for :own, our lease.
+with late as materialized (
+    select t.id
+      from taskq.task t
+     where t.status = 0 and t.expires_at <= now()
+     order by t.expires_at, t.id
+     limit :batch
+       for update skip locked),
+expired as (
+    update taskq.task t
+       set status      = 3,
+           finished_at = now(),
+           reason      = 'expired'
+     where t.id = any (array(select l.id from late l)) and t.status = 0
+    returning t.queue, t.kind),
+counted as (
+    insert into taskq.minute_count as m (minute, owner, queue, kind, status, n)
+    select date_trunc('minute', now()), :own::bigint, e.queue, e.kind, 3, count(*)
+      from expired e
+     group by e.queue, e.kind
+    on conflict (minute, owner, queue, kind, status) do update set n = m.n + excluded.n)
+select count(*) from expired;
+
 -- name: prune_tasks
--- Delete finished tasks older than :retention_s seconds among the next :batch ids after :after.
+-- Delete finished tasks older than :retention_s seconds among the next :batch ids after :after; those of a
+-- group only when all of them are.  Tell which groups and which content may have lost their last task.
 with batch as materialized (
-    select t.id, t.status, t.finished_at
+    select t.id, t.group_id, t.status >= 2 and t.finished_at < now() - :retention_s::float8 * interval '1 second' as old
       from taskq.task t
      where t.id > :after
      order by t.id
      limit :batch),
+held as materialized (
+    select distinct g.id
+      from taskq.task_group g
+     cross join unnest(g.task_ids) as member (id)
+      join taskq.task t on t.id = member.id
+     where g.id = any (array(select b.group_id from batch b where b.old and b.group_id is not null))
+       and (t.status < 2 or t.finished_at >= now() - :retention_s::float8 * interval '1 second')),
 gone as (
     delete from taskq.task t
      where t.id = any (array(
                select b.id
                  from batch b
-                where b.status >= 2 and b.finished_at < now() - :retention_s::float8 * interval '1 second'))
-    returning t.id),
+                where b.old and (b.group_id is null or b.group_id <> all (array(select h.id from held h)))))
+    returning t.id, t.group_id),
 notes as (
     delete from taskq.attempt a
-     where a.task_id = any (array(select g.id from gone g)))
-select max(b.id) as last, count(*) as looked, (select count(*) from gone) as gone
+     where a.task_id = any (array(select g.id from gone g))),
+unused as (
+    delete from taskq.task_blob u
+     where u.task_id = any (array(select g.id from gone g))
+    returning u.digest)
+select max(b.id) as last, (select count(*) from gone) as gone,
+       array(select distinct g.group_id from gone g where g.group_id is not null) as groups,
+       array(select distinct u.digest from unused u) as digests
   from batch b;
+
+-- name: prune_groups
+-- Delete those of the groups :ids that have no task left.
+delete from taskq.task_group g
+ where g.id = any (:ids::bigint[])
+   and not exists (select from unnest(g.task_ids) as member (id) join taskq.task t on t.id = member.id);
+
+-- name: lock_blobs
+-- Lock content that may have lost its last task, as a submission that brings the same locks it.
+select digest from taskq.blob where digest = any (:digests::bytea[]) order by digest for update;
+
+-- name: prune_blobs
+-- Delete what no task needs of the content :digests, locked before.
+delete from taskq.blob b
+ where b.digest = any (:digests::bytea[])
+   and not exists (select from taskq.task_blob u where u.digest = b.digest);
 
 -- name: prune_counts
 -- Delete minute counters older than :retention_s seconds.
@@ -266,13 +320,36 @@ select (select last_value from taskq.task_id) as last_id,
 select exists (select from taskq.task where id >= :low and id < :high and status in (0, 1)) as busy,
        extract(epoch from now() - (select max(finished_at) from taskq.task where id >= :low and id < :high))::float8 as idle_s;
 
+-- name: forget_uses
+-- Say for some tasks of a partition to be dropped that they need no content any more.
+delete from taskq.task_blob u
+ where u.task_id = any (array(
+           select b.task_id
+             from taskq.task_blob b
+            where b.task_id >= :low and b.task_id < :high
+            order by b.task_id
+            limit :batch))
+returning u.digest;
+
+-- name: forget_groups
+-- Delete some groups whose tasks all lie below :high, in partitions that are dropped.
+delete from taskq.task_group g
+ where g.id = any (array(
+           select o.id
+             from taskq.task_group o
+            where o.id < :high and :high > all (o.task_ids)
+            order by o.id
+            limit :batch))
+returning g.id;
+
 -- name: prune_attempts
 -- Forget the attempts of tasks whose partition was dropped.
 delete from taskq.attempt where task_id >= :low and task_id < :high;
 
 -- name: get
 -- Show one task.
-select id, kind, queue, status, attempt, max_attempts, created_at, due_at, started_at, finished_at, reason, last_error
+select id, kind, queue, status, attempt, max_attempts, created_at, due_at, started_at, finished_at, reason, last_error,
+       expires_at, tags, metadata, group_id
   from taskq.task
  where id = :id;
 

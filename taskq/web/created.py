@@ -12,13 +12,15 @@ It fits one case: HTTP/1.1 on a connection that stays open.  Whatever else asks 
 
 import functools
 import time
+from collections.abc import Iterable
 from email.utils import formatdate
 
+import orjson
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 
-__all__ = ["created"]
+__all__ = ["created", "created_group"]
 
 _TYPE = "application/json"
 
@@ -29,6 +31,16 @@ def created(request: web.BaseRequest, task_id: int) -> web.StreamResponse:
     if request.keep_alive and request.version == HttpVersion11:
         return _Block(body)
     return web.Response(status=201, body=body, content_type=_TYPE)
+
+
+def created_group(group_id: int, recipients: Iterable[tuple[str, int]]) -> web.Response:
+    """Answer that the tasks of a group are stored; label and id of each."""
+    document = {
+        "message": "Task Created",
+        "id": group_id,
+        "recipients": [{"to": label, "id": task_id} for label, task_id in recipients],
+    }
+    return web.Response(status=201, body=orjson.dumps(document), content_type=_TYPE)
 
 
 class _Block(web.StreamResponse):

@@ -4,6 +4,8 @@ Pure functions from what the store read to what JSON can say; times stay times u
 written, which puts them into UTC.
 """
 
+import orjson
+
 from taskq.task import Task
 
 __all__ = ["shown_task"]
@@ -11,7 +13,13 @@ __all__ = ["shown_task"]
 
 def shown_task(task: Task) -> dict[str, object]:
     """Show the columns of a task."""
-    return {
+    given = {
+        "expires_at": task.expires_at,
+        "tags": task.tags,
+        "metadata": None if task.metadata is None else orjson.Fragment(task.metadata),
+        "group": task.group_id,
+    }
+    shown: dict[str, object] = {
         "id": task.id,
         "status": task.status.label,
         "kind": task.kind,
@@ -25,3 +33,4 @@ def shown_task(task: Task) -> dict[str, object]:
         "reason": task.reason,
         "last_error": task.last_error,
     }
+    return shown | {name: value for name, value in given.items() if value is not None}

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rig import Answer, Program, handlers, serving
 
 MAIL = {"To": "example@gmail.com", "subject": "Test Subject", "body": "Test E-Mail Body"}
-QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--beat-s", "0.1")
+QUICK = ("--port", "0", "--durability", "relaxed", "--body-bytes-max", "262144", "--poll-s", "0.2", "--beat-s", "0.1")
 PROBLEM = {"type", "title", "status", "code", "detail"}
 
 
@@ -522,7 +522,7 @@ def test_addresses_that_lead_nowhere_say_so(service: Program, method: str, path:
 
 def test_wrong_method_is_told_the_right_one(service: Program):
     assert service.call("PUT", "/task/").headers["Allow"] == "POST"
-    assert service.call("POST", "/task/1").headers["Allow"] == "GET, HEAD"
+    assert service.call("POST", "/task/1").headers["Allow"] == "DELETE, GET, HEAD"
 
 
 def test_inbox_shows_what_was_sent_newest_first(service: Program):

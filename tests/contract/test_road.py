@@ -10,7 +10,20 @@ from gate import Gate
 from rig import Program, await_url, handlers, run_program, serving
 
 MAIL = b'{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
-QUICK = ("--port", "0", "--durability", "relaxed", "--poll-s", "0.2", "--sweep-s", "0.1", "--beat-s", "0.2")
+QUICK = (
+    "--port",
+    "0",
+    "--durability",
+    "relaxed",
+    "--body-bytes-max",
+    "262144",
+    "--poll-s",
+    "0.2",
+    "--sweep-s",
+    "0.1",
+    "--beat-s",
+    "0.2",
+)
 
 
 @pytest.fixture(scope="module")

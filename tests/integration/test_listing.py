@@ -42,11 +42,12 @@ async def some(connection: Connection) -> dict[str, int]:
     """A task of every sort."""
     owner = await register(connection)
     ended: dict[str, Any] = {"finished_at": NOW, "attempt": 1, "started_at": NOW}
+    tagged = {"tags": ["receipt", "shop"]}
     mail = {"to": "Ada@example.com", "subject": "Hello", "order": {"id": 17, "tags": ["a"]}}
     return {
         "pending": await put(connection, "email", payload=json.dumps(mail)),
         "running": await put(connection, status=1, owner=owner, attempt=1, run=1, started_at=NOW),
-        "ok": await put(connection, status=2, queue="bulk", **ended),
+        "ok": await put(connection, status=2, queue="bulk", **tagged, **ended),
         "failed": await put(
             connection, "email", status=3, reason="permanent", last_error="550 5.1.1 No such user", **ended
         ),
@@ -66,6 +67,8 @@ async def some(connection: Connection) -> dict[str, int]:
         ("kind:email", ["failed", "pending"]),
         ("-kind:email", ["cancelled", "ok", "running"]),
         ("queue:bulk,other", ["ok"]),
+        ("tag:shop,none", ["ok"]),
+        ("-tag:shop", ["cancelled", "failed", "running", "pending"]),
         ("reason:permanent", ["failed"]),
         ("-reason:permanent", ["cancelled", "ok", "running", "pending"]),
         ("error:'550", []),

@@ -25,7 +25,13 @@ from taskq.database import PLANNER
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Status
 
-CALLERS = {"tasks": "store", "lease": "listener", "control": "control", "listing": "listing"}
+CALLERS = {
+    "bundle": "bundles",
+    "control": "control",
+    "lease": "listener",
+    "listing": "listing",
+    "tasks": "store",
+}
 FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
 TASKS = sql.load("tasks")
@@ -368,4 +374,7 @@ def test_run_is_written_as_the_store_reads_it():
 
     names = " ".join(name.strip() for name in returned)
 
-    assert names == "id run kind attempt max_attempts created_at payload crashes queue priority due_at"
+    assert names == (
+        "id run kind attempt max_attempts created_at payload crashes queue priority due_at"
+        " expires_at - now() as expires_in"
+    )

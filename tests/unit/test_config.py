@@ -136,6 +136,12 @@ def test_settings_refuse_a_lease_that_one_late_beat_would_end():
     assert refusal(lease_s="5", beat_s="3") == "lease_s is 5: must be at least twice beat_s (3)"
 
 
+def test_settings_refuse_room_for_less_than_one_body():
+    text = refusal(body_bytes_max="2000000", body_bytes_in_flight_max="1000000")
+
+    assert text == "body_bytes_in_flight_max is 1000000: must hold one body of body_bytes_max (2000000)"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.com", ""])  # noqa: S104 - what is refused
 def test_settings_refuse_an_address_that_others_reach(host: str):
     assert "set allow_remote" in refusal(host=host)

@@ -100,7 +100,7 @@ def test_no_text_raises_anything_else(text: str):
         assert isinstance(parse_filter(text), Filter)
 
 
-@given(st.sampled_from(KEYS[1:6]), st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20))
+@given(st.sampled_from(KEYS[1:7]), st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=20))
 def test_any_value_can_be_asked_for(key: str, value: str):
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')
 
