@@ -21,7 +21,7 @@ from taskq.kinds.registry import Kind, Registry, check_depth
 from taskq.store import Store
 from taskq.task import Bundle, NewTask, Task
 from taskq.web.answer import ID_MAX, id_of, json_answer
-from taskq.web.body import read_body
+from taskq.web.body import arrived_body, read_body
 from taskq.web.created import created, created_group
 from taskq.web.group import shown_group
 from taskq.web.problem import problem
@@ -64,21 +64,12 @@ class Api:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
         if hdrs.CONTENT_ENCODING in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
+        if request.content.is_eof():
+            return await self._take(request, arrived_body(request))
         with contextlib.ExitStack() as until_answered:
-            try:
-                if request.content.is_eof():
-                    body = request.content.read_nowait()
-                else:
-                    body = await read_body(request, self._budget, until_answered)
-            except TimeoutError:
-                return problem(408, "body_too_slow", "the body did not arrive in time: send it again, faster")
-            except (OSError, web.RequestPayloadError):
-                raise InvalidPayload("the connection or a chunk of it broke off", malformed=True) from None
-            return await self._take(request, body)
+            return await self._take(request, await read_body(request, self._budget, until_answered))
 
     async def _take(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        if len(body) > request.client_max_size:
-            raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         if len(body) < THREAD_BYTES_MIN:
             prepared = self._prepared(body)
         else:

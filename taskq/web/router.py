@@ -65,6 +65,8 @@ class Router:
         except web.HTTPRequestEntityTooLarge:
             allowed = f"the {self._body_bytes_max} bytes allowed: shorten it or raise body_bytes_max"
             return problem(413, "body_too_large", f"the body is larger than {allowed}")
+        except web.HTTPRequestTimeout:
+            return problem(408, "body_too_slow", "the body did not arrive in time: send it again, faster")
         except web.HTTPException:
             raise
         except Exception:
