@@ -74,6 +74,7 @@ class Api:
             prepared = self._prepared(body)
         else:
             prepared = await asyncio.to_thread(self._prepared, body)
+        del body  # large, and needed no more
         if isinstance(prepared, NewTask):
             return created(request, await self._intake.submit(prepared))
         stored = await self._intake.submit_bundle(prepared)
