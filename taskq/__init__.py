@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from taskq.errors import Snooze, TaskError
 from taskq.kinds.registry import handler
-from taskq.task import Context, RetryPolicy
+from taskq.task import Blob, Bundle, Context, NewTask, RetryPolicy
 
-__all__ = ["Context", "RetryPolicy", "Snooze", "TaskError", "__version__", "handler"]
+__all__ = ["Blob", "Bundle", "Context", "NewTask", "RetryPolicy", "Snooze", "TaskError", "__version__", "handler"]
 
 try:
     __version__ = version("taskq")

@@ -26,6 +26,8 @@ __all__ = ["Bundles", "Group", "Member", "Packed", "Stored", "pack"]
 
 THREAD_BYTES_MIN = 262_144  # hashing takes about 1 ms per MB, and more without the processor's help
 TASK_BYTES = 512  # that a row takes beside its payload, about
+RECENT_BYTES_MAX = 33_554_432  # of content kept for the next task that needs it
+READ_WAIT_S = 30.0
 UNREAD_DELAY_S = 2.0
 
 
@@ -106,6 +108,8 @@ class Bundles:
         self._sql = sql.load("bundle")
         self._session = session
         self._reads = reads
+        self._turn = asyncio.Lock()
+        self._recent: dict[str, bytes] = {}
 
     async def store(self, batch: Sequence[Packed]) -> list[Stored]:
         """Store bundles, all of them or none; return what each has become, in order.
@@ -158,17 +162,27 @@ class Bundles:
     async def blob(self, digest: str) -> bytes:
         """Return content that a task needs; for handlers, by `Context.blob`.
 
+        The tasks of a group start together and need the same: one reads it, the others find it in memory.
+
         Raises:
             TaskError: It is not stored: final, `content_missing`.
             Snooze: PostgreSQL can't be reached, which is no fault of the task.
         """
         try:
-            async with self._reads.session() as session:
-                rows = await session.fetch(self._sql["blob"], digest=bytes.fromhex(digest))
-        except StoreUnavailable as error:
-            raise Snooze(f"the content {digest} can't be read now ({error})", delay_s=UNREAD_DELAY_S) from None
+            async with asyncio.timeout(READ_WAIT_S), self._turn:
+                content = self._recent.pop(digest, None) or await self._read(digest)
+                self._remember(digest, content)
+                return content
+        except (StoreUnavailable, TimeoutError) as error:
+            raise Snooze(f"the content {digest} can't be read now: {error}", delay_s=UNREAD_DELAY_S) from None
+
+    async def _read(self, digest: str) -> bytes:
+        try:
+            key = bytes.fromhex(digest)
         except ValueError:
-            rows = ()
+            key = b""
+        async with self._reads.session() as session:
+            rows = await session.fetch(self._sql["blob"], digest=key)
         if not rows:
             raise TaskError(
                 f"the content {digest[:80]} is not stored: submit the task again with it",
@@ -176,6 +190,11 @@ class Bundles:
                 reason="content_missing",
             )
         return rows[0][0]
+
+    def _remember(self, digest: str, content: bytes) -> None:
+        self._recent[digest] = content
+        while sum(map(len, self._recent.values())) > RECENT_BYTES_MAX:
+            del self._recent[next(iter(self._recent))]
 
     async def close(self) -> None:
         """Close the connection that is ours."""

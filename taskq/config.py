@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         ge=131_072,
         le=10_737_418_240,
         description="Bytes of the larger request bodies that are taken in at the same time; beyond, submissions are "
-        "refused with 503. The process needs about three times as much memory.",
+        "refused with 503. The process needs about six times as much memory.",
     )
 
     # Intake

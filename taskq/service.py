@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from taskq import __version__
 from taskq.batch import Batch
+from taskq.budget import Budget
 from taskq.config import Settings, redact_url
 from taskq.control import Control, Waiters
 from taskq.dispatcher import Dispatcher
@@ -105,7 +106,8 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.registry, parts.intake, parts.control, settings)
+            budget = Budget(settings.body_bytes_in_flight_max)
+            api = Api(parts.registry, parts.intake, parts.control, budget, wait_s_max=settings.wait_s_max)
             pages = [
                 api,
                 TaskPages(parts.store, parts.control, wait_s_max=settings.wait_s_max),

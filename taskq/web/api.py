@@ -11,15 +11,14 @@ import contextlib
 from aiohttp import hdrs, web
 
 from taskq.budget import Budget
-from taskq.config import Settings
+from taskq.bundles import Stored
 from taskq.control import Control
-from taskq.errors import InvalidPayload
 from taskq.intake import Intake
 from taskq.kinds.registry import Registry
 from taskq.submission import read_submission
 from taskq.task import NewTask
 from taskq.web.answer import json_answer, preferred_wait_s
-from taskq.web.body import read_body
+from taskq.web.body import arrived_body, read_body
 from taskq.web.created import created, created_group
 from taskq.web.problem import problem
 from taskq.web.router import Router
@@ -32,20 +31,23 @@ THREAD_BYTES_MIN = 262_144  # checking takes about 3 ms per MB: beyond this it w
 class Api:
     """The handler of submissions."""
 
-    def __init__(self, registry: Registry, intake: Intake, control: Control, settings: Settings) -> None:
+    def __init__(
+        self, registry: Registry, intake: Intake, control: Control, budget: Budget, *, wait_s_max: float
+    ) -> None:
         """Prepare the handler.
 
         Args:
             registry: Kinds of work that may be submitted.
             intake: Where submissions go.
             control: Waits for the end of a task.
-            settings: Bounds of bodies and waits.
+            budget: Bytes of the larger bodies under way.
+            wait_s_max: Seconds that a caller may wait for a task to end.
         """
         self._registry = registry
         self._intake = intake
         self._control = control
-        self._wait_s_max = settings.wait_s_max
-        self._budget = Budget(settings.body_bytes_in_flight_max)
+        self._wait_s_max = wait_s_max
+        self._budget = budget
         self.stopping = False
 
     def add_routes(self, router: Router) -> None:
@@ -59,31 +61,25 @@ class Api:
             return problem(503, "stopping", "this process is stopping: submit to another one", retry_after_s=1)
         if hdrs.CONTENT_ENCODING in request.headers:
             return problem(415, "compressed_body", "the body is compressed: send it as plain JSON")
-        with contextlib.ExitStack() as until_answered:
-            try:
-                if request.content.is_eof():
-                    body = request.content.read_nowait()
-                else:
-                    body = await read_body(request, self._budget, until_answered)
-            except TimeoutError:
-                return problem(408, "body_too_slow", "the body did not arrive in time: send it again, faster")
-            except (OSError, web.RequestPayloadError):
-                raise InvalidPayload("the connection or a chunk of it broke off", malformed=True) from None
-            return await self._take(request, body)
+        if request.content.is_eof():
+            stored, labels = await self._store(arrived_body(request))
+        else:
+            with contextlib.ExitStack() as until_stored:
+                stored, labels = await self._store(await read_body(request, self._budget, until_stored))
+        if stored.group_id is None:
+            return await self._created(request, stored.ids[0])
+        return created_group(stored.group_id, zip(labels, stored.ids, strict=True))
 
-    async def _take(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
-        if len(body) > request.client_max_size:
-            raise web.HTTPRequestEntityTooLarge(request.client_max_size)
+    async def _store(self, body: bytes) -> tuple[Stored, list[str]]:
+        """Store what a body asks for; return what it has become, with the names of its tasks."""
         if len(body) < THREAD_BYTES_MIN:
             taken = read_submission(self._registry, body)
         else:
             taken = await asyncio.to_thread(read_submission, self._registry, body)
+        del body  # large, and needed no more
         if isinstance(taken, NewTask):
-            return await self._created(request, await self._intake.submit(taken))
-        stored = await self._intake.submit_bundle(taken)
-        if stored.group_id is None:
-            return await self._created(request, stored.ids[0])
-        return created_group(stored.group_id, zip(taken.labels, stored.ids, strict=True))
+            return Stored([await self._intake.submit(taken)], None), []
+        return await self._intake.submit_bundle(taken), taken.labels
 
     async def _created(self, request: web.BaseRequest, task_id: int) -> web.StreamResponse:
         if "Prefer" not in request.headers:

@@ -45,20 +45,14 @@ class Router:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request."""
-        path, argument = request.raw_path, ""
-        methods = self._routes.get(path)  # as sent: the common addresses hold nothing to decode
+        methods = self._routes.get(request.raw_path)  # as sent: the common addresses hold nothing to decode
+        argument = ""
         if methods is None:
-            path = request.path
-            methods = self._routes.get(path)
-        if methods is None:
-            place, _, argument = path.rpartition("/")
-            methods = self._routes.get(f"{place}/\0") if argument else None
-        if methods is None:
-            place, _, verb = path.rpartition("/")
-            place, _, argument = place.rpartition("/")
-            methods = self._routes.get(f"{place}/\0/{verb}") if argument and verb else None
-            if methods is None:
-                return problem(404, "no_such_route", f"{path} is no address of taskq: see the README for the routes")
+            methods, argument = self._find(request.path)
+        if not methods:
+            return problem(
+                404, "no_such_route", f"{request.path} is no address of taskq: see the README for the routes"
+            )
         handler = methods.get(request.method)
         if handler is None:
             return self._not_allowed(request, sorted(methods))
@@ -69,11 +63,23 @@ class Router:
         except web.HTTPRequestEntityTooLarge:
             allowed = f"the {self._body_bytes_max} bytes allowed: shorten it or raise body_bytes_max"
             return problem(413, "body_too_large", f"the body is larger than {allowed}")
+        except web.HTTPRequestTimeout:
+            return problem(408, "body_too_slow", "the body did not arrive in time: send it again, faster")
         except web.HTTPException:
             raise
         except Exception:
-            logger.exception("request failed", extra={"method": request.method, "path": path})
+            logger.exception("request failed", extra={"method": request.method, "path": request.path})
             return problem(500, "internal_error", "this is a defect of taskq; its log holds the details")
+
+    def _find(self, path: str) -> tuple[dict[str, Handler], str]:
+        """Return the methods of an address, none if there is no such, and what stands for `{id}` in it."""
+        if path in self._routes:
+            return self._routes[path], ""
+        place, _, last = path.rpartition("/")
+        if last and f"{place}/\0" in self._routes:
+            return self._routes[f"{place}/\0"], last
+        place, _, argument = place.rpartition("/")
+        return self._routes.get(f"{place}/\0/{last}", {}) if argument and last else {}, argument
 
     def _not_allowed(self, request: web.BaseRequest, methods: list[str]) -> web.Response:
         allowed = ", ".join(methods)

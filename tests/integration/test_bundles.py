@@ -13,6 +13,7 @@ import pytest
 from rig import NEVER, Connection, all_are, becomes, kind, new, put, row, running, says, statuses
 from test_intake import Slots, taking
 
+from taskq import bundles as bundles_module
 from taskq import intake as intake_module
 from taskq import sql
 from taskq.bundles import Stored, pack
@@ -164,6 +165,36 @@ async def test_content_is_read_by_its_digest(store: Store):
     assert await store.bundles.blob(PICTURE.digest) == PICTURE.content
 
 
+async def test_content_that_many_tasks_need_at_once_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    await keep(store, one(PICTURE))
+    borrowed: list[int] = []
+    session = store.reads.session
+
+    def counted() -> Any:
+        borrowed.append(1)
+        return session()
+
+    monkeypatch.setattr(store.reads, "session", counted)
+
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(store.bundles.blob(PICTURE.digest)) for _ in range(50)]
+
+    assert {reader.result() for reader in readers} == {PICTURE.content}
+    assert len(borrowed) == 1
+
+
+async def test_content_kept_in_memory_has_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bundles_module, "RECENT_BYTES_MAX", 250_000)
+    blobs = [Blob(os.urandom(100_000)) for _ in range(4)] + [Blob(os.urandom(300_000)), LETTER]
+    await keep(store, one(*blobs))
+
+    for each in [*blobs, *blobs]:
+        assert await store.bundles.blob(each.digest) == each.content
+        assert sum(map(len, store.bundles._recent.values())) <= 250_000
+
+    assert LETTER.digest in store.bundles._recent
+
+
 @pytest.mark.parametrize("digest", [LETTER.digest, "no digest", "ab", ""])
 async def test_content_that_is_not_there_fails_the_task_for_good(store: Store, digest: str):
     with pytest.raises(TaskError, match="submit the task again") as caught:
@@ -180,8 +211,24 @@ async def test_content_that_can_not_be_read_now_burns_no_attempt(store: Store, m
 
     monkeypatch.setattr(store.reads, "session", away)
 
-    with pytest.raises(Snooze):
+    with pytest.raises(Snooze, match="away"):
         await store.bundles.blob(PICTURE.digest)
+
+
+async def test_content_that_is_read_too_slowly_burns_no_attempt(
+    store: Store, database: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bundles_module, "READ_WAIT_S", 0.05)
+    await keep(store, one(PICTURE))
+    other = await asyncpg.connect(database)
+    async with other.transaction():
+        await other.execute("lock table taskq.blob")
+
+        with pytest.raises(Snooze):
+            await store.bundles.blob(PICTURE.digest)
+
+    await other.close()
+    assert await store.bundles.blob(PICTURE.digest) == PICTURE.content
 
 
 async def test_handler_reads_the_content_of_its_task(settings: Settings, connection: Connection, eventually: Any):

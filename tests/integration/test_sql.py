@@ -34,7 +34,7 @@ CALLERS = {
 }
 FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
-TASKS = sql.load("tasks")
+TASKS = sql.load("tasks") | sql.load("bundle")
 PAYLOAD = json.dumps({"to": "ada@example.com", "subject": "A subject of usual length", "body": "x" * 240})
 BACKLOG = 200_000
 BATCH = 64
@@ -64,6 +64,10 @@ HOT: dict[str, dict[str, str]] = {
     "survey": {},
     "owned": {"owner": "1"},
     "claim_suspect": {"owner": "1"},
+    "expire": {"own": "1", "batch": "1000"},
+    "prune_tasks": {"after": "0", "retention_s": "3600", "batch": "5000"},
+    "group": {"id": "5"},
+    "blob": {"digest": "'a'"},
 }
 INDEX = {
     "claim": "task_pending",
@@ -74,6 +78,10 @@ INDEX = {
     "survey": "task_pending",
     "owned": "task_running",
     "claim_suspect": "task_suspect",
+    "expire": "task_expiring",
+    "prune_tasks": "task_pkey",
+    "group": "task_pkey",
+    "blob": "blob_pkey",
 }
 
 
@@ -143,6 +151,11 @@ def crowded(databases: Databases) -> Iterator[str]:
             "insert into taskq.task (id, kind, payload, due_at)"
             " select nextval('taskq.task_id'), 'work', '{}', now() - n * interval '1 ms' from generate_series(1, %s) n",
             (BACKLOG,),
+        )
+        connection.execute(
+            "insert into taskq.task_group select 1000000 + n, now(), 'work', array[n, n + 1, n + 2], '{a,b,c}'"
+            " from generate_series(1, 20000) n union all select 5, now(), 'work', array_agg(n), array_agg(n::text)"
+            " from generate_series(1, 500) n"
         )
         connection.execute("vacuum analyze taskq.task")
     yield dsn
@@ -214,7 +227,7 @@ async def test_plan_uses_its_index_when_many_wait(crowded: str, name: str):
     assert "Seq Scan" not in found
 
 
-@pytest.mark.parametrize("name", ["claim", "survey", "rescue", "claim_suspect"])
+@pytest.mark.parametrize("name", ["claim", "survey", "rescue", "claim_suspect", "expire", "group"])
 async def test_plan_reads_few_pages_when_many_wait(crowded: str, name: str):
     connection = await asyncpg.connect(crowded)
     try:

@@ -238,11 +238,18 @@ async def test_partitions_take_tasks_across_their_border(sweeper: Sweeper, store
 async def test_partition_is_dropped_when_all_of_it_is_old(sweeper: Sweeper, store: Store, connection: Connection):
     task_id = await put(connection, status=2, finished_at=datetime.now(UTC) - timedelta(days=31))
     await connection.execute("insert into taskq.attempt values ($1, 1, 1, 1, now(), now(), 'retry', 'x')", task_id)
+    await connection.execute("insert into taskq.blob values ('a', 1, 'a')")
+    await connection.execute("insert into taskq.task_blob values ($1, 'a')", task_id)
+    await connection.execute(
+        "insert into taskq.task_group values (1, now(), 'work', array[$1::bigint], '{a}')", task_id
+    )
     await advance_to(connection, 1)
 
     await sweeper.keep_partitions()
 
     assert await numbers(store) == [1, 2, 3]
+    for table in ("blob", "task_blob", "task_group"):
+        assert await connection.fetchval(f"select count(*) from taskq.{table}") == 0
     assert await connection.fetchval("select count(*) from taskq.attempt") == 0
 
 

@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from taskq.task import (
     Change,
     Context,
     Done,
+    Expired,
     Failed,
     Outcome,
     Released,
@@ -32,6 +33,7 @@ seconds = st.floats(allow_nan=True, allow_infinity=True)
 outcomes: st.SearchStrategy[Outcome] = st.one_of(
     st.just(Done()),
     st.just(Released()),
+    st.just(Expired()),
     st.builds(Failed, texts, st.booleans(), texts, st.none() | seconds),
     st.builds(Snoozed, texts, seconds),
 )
@@ -58,6 +60,27 @@ def test_settle_gives_a_delay_exactly_to_what_stays_pending(
     assert change.status in (Status.PENDING, Status.OK, Status.FAILED)
     assert (change.delay_s is not None) == (change.status is Status.PENDING)
     assert (change.reason is not None) == (change.status is Status.FAILED)
+
+
+@given(outcomes, st.floats(-100, 1e9), draws)
+def test_settle_lets_nothing_wait_beyond_its_expiry(outcome: Outcome, left_s: float, draw: float):
+    run = a_run()
+    run.expires_at = expires_at = datetime.now(UTC) + timedelta(seconds=left_s)
+
+    change, without = settle(run, outcome, POLICY, draw), settle(a_run(), outcome, POLICY, draw)
+
+    if change.delay_s:
+        assert datetime.now(UTC) - timedelta(minutes=5) + timedelta(seconds=change.delay_s) < expires_at
+    if change.status is not without.status:
+        assert (change.status, change.reason, change.delay_s) == (Status.FAILED, "expired", None)
+        assert (change.error, change.attempt_back) == (without.error, without.attempt_back)
+
+
+def test_settle_counts_no_attempt_for_a_run_that_came_too_late():
+    change = settle(a_run(), Expired(), POLICY)
+
+    assert (change.status, change.reason, change.error) == (Status.FAILED, "expired", None)
+    assert change.attempt_back == 1
 
 
 @given(outcomes, draws)

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from rig import kind
 
 from taskq.errors import InvalidPayload, Snooze, TaskError
 from taskq.kinds.registry import Registry
-from taskq.task import Context, Done, Failed, Outcome, Run, Snoozed
+from taskq.task import Context, Done, Expired, Failed, Outcome, Run, Snoozed
 from taskq.worker import Worker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -131,3 +131,20 @@ async def test_worker_takes_a_cancellation_that_nobody_asked_for_as_a_crash():
     assert isinstance(outcome, Failed)
     assert outcome.retryable
     assert outcome.error.startswith("CancelledError")
+
+
+@pytest.mark.parametrize(("left_s", "outcome"), [(-1, Expired()), (60, Done())], ids=["late", "in time"])
+async def test_worker_calls_no_handler_for_a_task_that_has_lost_its_use(left_s: float, outcome: Outcome):
+    called: list[int] = []
+
+    async def work(_payload: dict[str, int], context: Context) -> None:
+        called.append(context.task_id)
+
+    registry = Registry()
+    registry.add(kind("work", work))
+    worker = Worker(registry, uuid.uuid4())
+    run = a_run()
+    run.expires_at = datetime.now(UTC) + timedelta(seconds=left_s)
+
+    assert await worker.run(run, worker.kind(run), worker.context(run)) == outcome
+    assert bool(called) == (outcome == Done())
