@@ -11,6 +11,7 @@ stored times come from.
 """
 
 import contextlib
+import hashlib
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -22,6 +23,8 @@ from typing import assert_never
 from taskq.uid import uid_of
 
 __all__ = [
+    "Blob",
+    "Bundle",
     "Change",
     "Context",
     "Done",
@@ -71,6 +74,42 @@ class NewTask:
     priority: int = 0
     """Lower runs first."""
     max_attempts: int = 10
+    due_at: datetime | None = None
+    """When it may first run, aware; None: at once."""
+    expires_at: datetime | None = None
+    """When it has lost its use, aware: it is then failed instead of run; None: never."""
+    tags: tuple[str, ...] = ()
+    """Words to find it by."""
+    metadata: str | None = None
+    """JSON object of the submitter's own, kept and shown, never sent."""
+    blobs: tuple[str, ...] = ()
+    """Digests of the blobs it needs."""
+    sensitive: bool = False
+    """Whether its payload is dropped as soon as it is done, and never shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Content that a task needs beside its payload, named by what it holds."""
+
+    content: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(slots=True)
+class Bundle:
+    """What one submission becomes when it is more than one plain row."""
+
+    tasks: list[NewTask]
+    labels: list[str]
+    """What each task is called in the answer, such as its recipient."""
+    blobs: list[Blob]
+    grouped: bool = False
+    """Whether the tasks are shown as one, under an id of their own, even when there is only one."""
 
 
 @dataclass(slots=True)
@@ -225,13 +264,27 @@ def _bounded(delay_s: float) -> float:
 class Context:
     """What a handler may know about its own run."""
 
-    __slots__ = ("_installation", "_run", "_seal", "_spans", "facts")
+    __slots__ = ("_blobs", "_installation", "_run", "_seal", "_spans", "facts")
 
-    def __init__(self, run: Run, installation: uuid.UUID, seal: Callable[[Run], Awaitable[None]] | None = None) -> None:
-        """Describe `run` of a task of this `installation`; `seal` writes that its outcome may become unknown."""
+    def __init__(
+        self,
+        run: Run,
+        installation: uuid.UUID,
+        seal: Callable[[Run], Awaitable[None]] | None = None,
+        blobs: Callable[[str], Awaitable[bytes]] | None = None,
+    ) -> None:
+        """Describe one run.
+
+        Args:
+            run: The run.
+            installation: Names this installation; with the task's id it names the task in the world.
+            seal: Writes that the outcome of the run may become unknown.
+            blobs: Reads the content of a digest.
+        """
         self._run = run
         self._installation = installation
         self._seal = seal
+        self._blobs = blobs
         self._spans = 0
         self.facts: list[Mapping[str, object]] = []
         """What the handler noted, oldest first."""
@@ -270,6 +323,12 @@ class Context:
         """Write down that from here on a crash leaves the outcome of this run unknown; return once it is stored."""
         if self._seal is not None:
             await self._seal(self._run)
+
+    async def blob(self, digest: str) -> bytes:
+        """Return content that was stored with the task, by its digest."""
+        if self._blobs is None:
+            raise LookupError(f"the blob {digest} can't be read: this run has no store")
+        return await self._blobs(digest)
 
     @property
     def interruptible(self) -> bool:
