@@ -14,6 +14,7 @@ the first check.
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import re
 import typing
@@ -25,7 +26,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from pydantic_core import ErrorDetails, SchemaError, from_json
 
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
-from taskq.task import Context, RetryPolicy
+from taskq.task import Bundle, Context, RetryPolicy
 
 __all__ = ["Kind", "Registry", "check_depth", "declared", "handler", "make_kind"]
 
@@ -53,6 +54,8 @@ class Kind:
     max_attempts: int = 10
     ack_each: bool = False
     """Write each outcome before its slot is used again: for effects whose repeat is expensive."""
+    bundle: Callable[[Any], Bundle | None] | None = None
+    """Says what a checked payload becomes; None, or its answer None: one plain row."""
 
     def check(self, body: bytes) -> str:
         """Check a submitted payload; return it as the JSON to store.
@@ -82,16 +85,22 @@ class Kind:
             raise InvalidPayload(self._sentence(detail)[0]) from None
 
     def _sentence(self, detail: ErrorDetails) -> tuple[str, str]:
+        """Return what is wrong, and the field of the payload that it is wrong with."""
         name = str(detail["loc"][0]) if detail["loc"] else ""
+        place = name + "".join(_steps(detail["loc"][1:]))
         message = str(detail["msg"]).removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            fields = list(self.payload.json_schema().get("properties", ()))
-            near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
-            return f"{name} is no field of the kind {self.name}: {hint}", name
+            return f"{place} is no field of the kind {self.name}: {self._hint(detail['loc'])}", name
         if detail["type"] == "missing":
-            return f"{name} is missing: the kind {self.name} needs it", name
-        return (f"{name}: {message}" if name else message), name
+            return f"{place} is missing: the kind {self.name} needs it", name
+        return (f"{place}: {message}" if place else message), name
+
+    def _hint(self, loc: tuple[int | str, ...]) -> str:
+        schema = self.payload.json_schema()
+        parts = [schema] if len(loc) == 1 else list(schema.get("$defs", {}).values())
+        fields = [name for part in parts for name in part.get("properties", ())]
+        near = difflib.get_close_matches(str(loc[-1]), fields, 1, cutoff=0.5)
+        return f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
 
 
 class Registry:
@@ -169,8 +178,15 @@ def handler(
     return declare
 
 
-def make_kind(
-    name: str, function: Handler, policy: RetryPolicy, timeout_s: float, *, max_attempts: int, ack_each: bool
+def make_kind(  # noqa: PLR0913 - one for each field of a kind
+    name: str,
+    function: Handler,
+    policy: RetryPolicy,
+    timeout_s: float,
+    *,
+    max_attempts: int,
+    ack_each: bool,
+    bundle: Callable[[Any], Bundle | None] | None = None,
 ) -> Kind:
     """Build a kind from an async callable, its payload type read from the annotations."""
     if not NAME.fullmatch(name):
@@ -197,7 +213,13 @@ def make_kind(
         payload = TypeAdapter[Any](hints[parameters[0].name])
     except _NO_SCHEMA as error:
         raise _no_schema(name, function, error) from None
-    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each)
+    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each, bundle)
+
+
+def _steps(loc: tuple[int | str, ...]) -> list[str]:
+    """Write the way to a part of a field, such as `[3].name`, up to what only pydantic has a name for."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
+    return list(itertools.takewhile(lambda step: re.fullmatch(r"\[\d+\]|\.[\w-]+", step), steps))
 
 
 def _call(function: Handler) -> Handler:
