@@ -152,7 +152,7 @@ def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 @with_config(_STRICT)
 class FilePayload(TypedDict):
-    """One file: as submitted with its content, as stored with the digest and the size of it."""
+    """One file that goes with a mail."""
 
     filename: Annotated[str, Field(description="What the receiver sees, without a folder.")]
     content_type: Annotated[str, Field(description="Such as application/pdf.")]
@@ -229,7 +229,7 @@ class EmailPayload(_Sender):
     ]
     tags: NotRequired[
         Annotated[
-            list[Annotated[str, _accept(_check_tag), Field(max_length=TAG_CHARS_MAX)]],
+            list[Annotated[str, Field(max_length=TAG_CHARS_MAX), _accept(_check_tag)]],
             Field(max_length=TAGS_MAX, description="Words to find it by; never sent."),
         ]
     ]
