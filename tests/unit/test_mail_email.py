@@ -1,41 +1,27 @@
-import uuid
-from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
+import base64
+import json
+import logging
+import threading
+from contextlib import nullcontext
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from mail_payloads import CREATED, INSTALLATION, Mailer, Recorder
 
-from taskq.errors import ConfigError, Snooze, StoreUnavailable
+from taskq.errors import ConfigError, Snooze, StoreUnavailable, TaskError
+from taskq.kinds import email as email_kind
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.dkim import Signer
-from taskq.mail.envelope import Envelope, Receipt, Span
+from taskq.mail.envelope import Envelope, Receipt
 from taskq.mail.inbox import CapturedMail, Inbox
 from taskq.mail.relay import Relay, transport_from_url
 from taskq.task import Context, Run
 from taskq.uid import uid_of
 
-INSTALLATION = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 UID = uid_of(7, INSTALLATION)
-CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
-
-
-class Recorder:
-    """A transport that keeps the envelopes and how deep their spans were."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Envelope] = []
-        self.spans: list[AbstractContextManager[None]] = []
-
-    async def send(self, envelope: Envelope, span: Span) -> Receipt:
-        self.envelopes.append(envelope)
-        self.spans.append(span())
-        return Receipt("recorder", 250, "ok", None)
-
-    async def close(self) -> None:
-        pass
 
 
 def context() -> Context:
@@ -114,6 +100,78 @@ async def test_handler_gives_the_span_of_its_own_run() -> None:
 
     with transport.spans[0]:
         assert not run.interruptible
+
+
+async def test_dry_run_composes_and_sends_nothing() -> None:
+    mailer = Mailer()
+
+    run = await mailer.run(json.dumps(mail(dry_run=True)))
+    await mailer.run(json.dumps(mail(dry_run=False)))
+
+    (envelope,) = mailer.transport.envelopes
+    assert run.facts == [{"dry_run": True, "bytes": len(envelope.message)}]
+
+
+@pytest.mark.parametrize(("on_ambiguous", "sealed"), [("retry", False), ("fail", True)])
+async def test_only_a_mail_that_must_not_be_sent_twice_is_sealed(on_ambiguous: str, *, sealed: bool) -> None:
+    (envelope,) = await Mailer().send(on_ambiguous=on_ambiguous, relay="second")
+
+    assert (envelope.seal is not None) is sealed
+    assert envelope.relay == "second"
+    assert envelope.envid == UID.hex
+
+
+@pytest.mark.parametrize(
+    ("on_ambiguous", "error", "retryable"),
+    [
+        ("fail", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), False),
+        ("retry", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), True),
+        ("fail", TaskError("put off", retry_after_s=60.0), True),
+    ],
+)
+async def test_mail_of_unknown_outcome_is_sent_again_unless_it_says_fail(
+    on_ambiguous: str, error: TaskError, *, retryable: bool
+) -> None:
+    with pytest.raises(TaskError) as caught:
+        await Mailer(fails_with=error).send(on_ambiguous=on_ambiguous)
+
+    assert caught.value.retryable is retryable
+    assert caught.value.reason == error.reason
+    if not retryable:
+        assert str(caught.value) == (
+            "ambiguous: lost; it is not sent again, as on_ambiguous is fail: look for it at the relay"
+        )
+
+
+async def test_relay_that_is_down_keeps_a_mail_that_says_fail() -> None:
+    with pytest.raises(Snooze):
+        await Mailer(fails_with=Snooze("down", delay_s=1.0)).send(on_ambiguous="fail")
+
+
+async def test_sensitive_mail_says_so_to_the_transport_and_leaves_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    (envelope,) = await Mailer().send(sensitive=True, to=["ada@example.com"], subject="your code")
+
+    assert envelope.sensitive
+    assert caplog.records == []
+
+
+async def test_large_file_is_composed_away_from_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    plain = email_kind.compose
+
+    def noting(draft: Draft) -> bytes:
+        threads.append(threading.current_thread().name)
+        return plain(draft)
+
+    monkeypatch.setattr(email_kind, "compose", noting)
+    for size in (1_000, 1_000_000):
+        content = base64.b64encode(b"x" * size).decode()
+        await Mailer().send(attachments=[{"filename": "a", "content_type": "a/b", "content": content}])
+
+    assert threads[0] == threading.main_thread().name
+    assert threads[1] != threading.main_thread().name
 
 
 def test_handler_refuses_a_sender_that_is_no_address() -> None:
