@@ -76,7 +76,7 @@ class Email:
             draft.smtputf8 or not recipient.isascii(),
             context.task_id,
             payload.get("relay"),
-            context.uid.hex,
+            draft.uid.hex,
             context.note,
             context.seal if only_once else None,
             sensitive=payload.get("sensitive", False),

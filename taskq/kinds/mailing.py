@@ -176,7 +176,9 @@ def recipient_of(payload: EmailPayload) -> str:
     """
     if "recipient" in payload:
         return payload["recipient"]
-    if len(payload) > 3 and (asked := payload.keys() & _OF_QUEUE):
+    if len(payload) == 3 and isinstance(payload["to"], str):  # nearly every mail
+        return str(parse_mailbox(payload["to"]).address)
+    if asked := payload.keys() & _OF_QUEUE:
         raise InvalidPayload(
             f"{min(asked)} is taken from submissions over HTTP only: leave it out, see the arguments of enqueue"
         )
