@@ -1,6 +1,6 @@
 """What mails are made of, for property tests: texts that have broken composers and parsers, and plain ones.
 
-`TASKQ_TEST_CASES` sets how many cases each property test tries.
+`TASKQ_TEST_CASES` sets how many cases each property test tries; 100,000 need `--timeout=0` as well.
 """
 
 import os
