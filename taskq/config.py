@@ -156,15 +156,33 @@ class Settings(BaseSettings):
         SecretStr("inbox:"),
         description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465; inbox: catches them.",
     )
-    mail_from: str = Field("taskq@localhost.localdomain", description="Sender of mails, an address.")
+    mail_from: str = Field(
+        "taskq@localhost.localdomain", description="Sender of mails: an address, or a name and <an address>."
+    )
+    mail_from_domains: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="Domains that mails may be from besides that of mail_from, separated by commas."
+    )
     dkim: str = Field(
         "", description="Keys that mails are signed with: domain:selector:/path/key.pem, several separated by blanks."
     )
     smtp_connections_max: int = Field(10, ge=1, le=1_000, description="Connections to the relay.")
 
     # Mail: who may be written to
+    mail_only_to: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (),
+        description="Addresses that mails are sent to, such as *@example.com, separated by commas; mails to others are "
+        "caught in the inbox. Unset: everybody's are sent.",
+    )
+    mail_redirect_to: str = Field(
+        "",
+        description="Address that gets every mail instead of its recipient, except to those whom mail_only_to names.",
+    )
+    mail_recipients_max: int = Field(50, ge=1, le=1_000, description="Recipients of one mail: to, cc and bcc together.")
 
     # Mail: what is kept of it
+    mail_bytes_max: int = Field(
+        10_485_760, ge=0, le=104_857_600, description="Bytes of the attachments of one mail, before they are encoded."
+    )
 
     # Mail: made from templates
 

@@ -30,14 +30,16 @@ from taskq.dispatcher import Dispatcher
 from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
 from taskq.intake import Intake
 from taskq.kinds.email import Email
+from taskq.kinds.mailing import Mailing, Senders
 from taskq.kinds.registry import Registry, make_kind
 from taskq.listener import Listener
 from taskq.listing import Listing
 from taskq.mail.dkim import load_signers
 from taskq.mail.envelope import Transport
-from taskq.mail.inbox import CapturedMail
+from taskq.mail.inbox import CapturedMail, Inbox
 from taskq.mail.pool import PoolLimits
 from taskq.mail.relay import transport_from_url
+from taskq.mail.staging import Staging
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
@@ -187,6 +189,8 @@ async def running_parts(
             captures.put,
             pool=PoolLimits(connections_max=settings.smtp_connections_max),
         )
+        if settings.mail_only_to or settings.mail_redirect_to:
+            transport = Staging(transport, Inbox(captures.put), settings.mail_only_to, settings.mail_redirect_to)
         registry = _registry(settings, transport)
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
@@ -234,14 +238,23 @@ def _wake_all(dispatcher: Dispatcher, listener: Listener) -> Callable[[], None]:
 
 def _registry(settings: Settings, transport: Transport) -> Registry:
     registry = Registry()
+    senders = Senders(settings.mail_from, settings.mail_from_domains)
+    mailing = Mailing(
+        senders,
+        bytes_max=settings.mail_bytes_max,
+        recipients_max=settings.mail_recipients_max,
+        max_attempts=settings.max_attempts,
+        knows_relay=lambda _name: False,  # the one relay has no name
+    )
     registry.add(
         make_kind(
             "email",
-            Email(transport, settings.mail_from, load_signers(settings.dkim)),
+            Email(transport, senders, load_signers(settings.dkim)),
             RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
             settings.mail_timeout_s,
             max_attempts=settings.max_attempts,
             ack_each=not _catches(settings),
+            bundle=mailing.bundle,
         )
     )
     registry.load(settings.handlers)
@@ -306,7 +319,11 @@ def _catches(settings: Settings) -> bool:
 def _mails(settings: Settings) -> str:
     if _catches(settings):
         return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
-    return f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+    sent = f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+    if not settings.mail_only_to and not settings.mail_redirect_to:
+        return sent
+    others = f"redirected to {settings.mail_redirect_to}" if settings.mail_redirect_to else "caught in the local inbox"
+    return f"{sent} to {', '.join(settings.mail_only_to) or 'nobody'}; those to others are {others}"
 
 
 def spare_collector() -> None:

@@ -1,61 +1,31 @@
-"""The kind `email`: one plain-text mail to one recipient.
+"""The kind `email`: one mail to one recipient.
 
 The payload is checked when it is submitted, completely: whatever passes can be composed and put
 into an envelope, so a run fails only for what a mail system answers.  The handler composes, hands
 over and returns; what a relay's answer means for the task was decided below, by the exception.
+
+One exception is judged again: whether the relay took the mail may be unknown.  It is then sent once
+more, since a second copy is better than none, unless the mail says `"on_ambiguous": "fail"`.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Annotated
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
-
-from taskq.errors import ConfigError
-from taskq.mail.address import Mailbox, parse_address
-from taskq.mail.compose import Draft, check_subject, check_text, compose
+from taskq.errors import TaskError
+from taskq.kinds.mail_fields import CheckedMail, EmailPayload, FilePayload
+from taskq.kinds.mailing import Senders, draft_of, recipient_of
+from taskq.mail.compose import Attachment, Draft, compose
 from taskq.mail.dkim import Signer, signers_for
 from taskq.mail.envelope import Envelope, Transport
-from taskq.mail.headers import SUBJECT_CHARS_MAX
 from taskq.task import Context
 
 __all__ = ["Email", "EmailPayload"]
 
-BODY_CHARS_MAX = 1_000_000  # far above any text worth reading; larger content belongs behind a link
-THREAD_CHARS_MIN = 256 * 1024  # composing takes about 10 ms per MB: beyond this it would stall the event loop
+OUTCOME_UNKNOWN = "outcome_unknown"  # the reason with which a transport says that it can't know
+THREAD_SIZE_MIN = 256 * 1024  # composing takes about 5 ms per MB: beyond this it would stall the event loop
 
 logger = logging.getLogger("taskq.kinds.email")
-
-
-def _check_address(text: str) -> str:
-    return str(parse_address(text))
-
-
-def _check_subject(text: str) -> str:
-    check_subject(text)
-    return text
-
-
-def _check_body(text: str) -> str:
-    check_text(text, "body")
-    return text
-
-
-class EmailPayload(BaseModel):
-    """What to send to whom."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    to: Annotated[str, AfterValidator(_check_address)] = Field(
-        validation_alias=AliasChoices("to", "To"), description="One bare address, such as ada@example.com."
-    )
-    subject: Annotated[str, AfterValidator(_check_subject)] = Field(
-        max_length=SUBJECT_CHARS_MAX, description="One line, at most 998 characters."
-    )
-    body: Annotated[str, AfterValidator(_check_body)] = Field(
-        max_length=BODY_CHARS_MAX, description="Plain text, at most 1,000,000 characters."
-    )
 
 
 class Email:
@@ -63,43 +33,74 @@ class Email:
 
     Args:
         transport: Where mails go: a relay or the inbox.
-        mail_from: The address that every mail is from.
-        signers: Those of its domain or one above it sign every mail.
+        mail_from: Who mails may be from, or the one mailbox that they are all from.
+        signers: Those of the sender's domain or one above it sign a mail.
 
     Raises:
-        ConfigError: `mail_from` is no address.
+        ConfigError: `mail_from` is no mailbox.
     """
 
-    def __init__(self, transport: Transport, mail_from: str, signers: Iterable[Signer] = ()) -> None:
+    def __init__(self, transport: Transport, mail_from: Senders | str, signers: Iterable[Signer] = ()) -> None:
         self._transport = transport
-        try:
-            self._sender = Mailbox("", parse_address(mail_from))
-        except ValueError as error:
-            raise ConfigError(f"TASKQ_MAIL_FROM can't be used: {error}") from error
+        self._senders = Senders(mail_from) if isinstance(mail_from, str) else mail_from
         known = tuple(signers)
-        self._signers = signers_for(known, self._sender.address.domain)
-        if known and not self._signers:
-            logger.warning("mails are not signed: no DKIM key is for the sender's domain", extra={"from": mail_from})
+        self._signers = {domain: signers_for(known, domain) for domain in self._senders.domains}
+        unsigned = sorted(domain for domain, its in self._signers.items() if not its)
+        if known and unsigned:
+            logger.warning("mails are not signed: no DKIM key is for the sender's domain", extra={"domains": unsigned})
 
-    async def __call__(self, payload: EmailPayload, context: Context) -> None:
+    async def __call__(self, payload: CheckedMail, context: Context) -> None:
         """Compose one mail and hand it over.
 
         Raises:
+            InvalidPayload: The payload did not come through a submission, and asks for what one row can't be.
             Snooze: The transport is at fault; the task runs later and keeps its attempt.
             TaskError: The mail was refused, or its outcome is unknown.
         """
-        recipient = parse_address(payload.to)
-        to = (Mailbox("", recipient),)
-        draft = Draft(self._sender, to, payload.subject, context.uid, context.created_at, payload.body)
-        if len(payload.body) < THREAD_CHARS_MIN:
+        sender = self._senders.of(payload)
+        recipient = recipient_of(payload)
+        files = [await _read(file, context) for file in payload["attachments"]] if "attachments" in payload else []
+        draft = draft_of(payload, sender, files, context)
+        if _size(draft) < THREAD_SIZE_MIN:
             message = self._compose(draft)
         else:
             message = await asyncio.to_thread(self._compose, draft)
-        envelope = Envelope(str(self._sender.address), payload.to, message, draft.smtputf8, context.task_id)
-        await self._transport.send(envelope, context.uninterruptible)
+        if payload.get("dry_run"):
+            context.note({"dry_run": True, "bytes": len(message)})
+            return
+        only_once = payload.get("on_ambiguous") == "fail"
+        envelope = Envelope(
+            str(sender.address),
+            recipient,
+            message,
+            draft.smtputf8 or not recipient.isascii(),
+            context.task_id,
+            payload.get("relay"),
+            draft.uid.hex,
+            context.note,
+            context.seal if only_once else None,
+            sensitive=payload.get("sensitive", False),
+        )
+        try:
+            await self._transport.send(envelope, context.uninterruptible)
+        except TaskError as error:
+            if not only_once or error.reason != OUTCOME_UNKNOWN:
+                raise
+            said = f"{error}; it is not sent again, as on_ambiguous is fail: look for it at the relay"
+            raise TaskError(said, retryable=False, reason=OUTCOME_UNKNOWN) from error
 
     def _compose(self, draft: Draft) -> bytes:
         message = compose(draft)
-        for signer in self._signers:
+        for signer in self._signers[draft.sender.address.domain]:
             message = signer.sign(message)
         return message
+
+
+async def _read(file: FilePayload, context: Context) -> Attachment:
+    """Return a file with its content, which stands beside the payload, or in it when SQL has stored it."""
+    content = file["content"] if "content" in file else await context.blob(file.get("digest", ""))
+    return Attachment(file["filename"], file["content_type"], content, file.get("content_id"))
+
+
+def _size(draft: Draft) -> int:
+    return len(draft.text or "") + len(draft.html or "") + sum(len(file.content) for file in draft.attachments)

@@ -14,6 +14,7 @@ the first check.
 import difflib
 import importlib
 import inspect
+import itertools
 import math
 import re
 import typing
@@ -115,16 +116,22 @@ class Kind:
             raise InvalidPayload(self._sentence(detail)[0]) from None
 
     def _sentence(self, detail: ErrorDetails) -> tuple[str, str]:
+        """Return what is wrong, and the field of the payload that it is wrong with."""
         name = str(detail["loc"][0]) if detail["loc"] else ""
+        place = name + "".join(_steps(detail["loc"][1:]))
         message = str(detail["msg"]).removeprefix("Value error, ")
         if detail["type"] == "extra_forbidden":
-            fields = list(self.payload.json_schema().get("properties", ()))
-            near = difflib.get_close_matches(name, fields, 1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
-            return f"{name} is no field of the kind {self.name}: {hint}", name
+            return f"{place} is no field of the kind {self.name}: {self._hint(detail['loc'])}", name
         if detail["type"] == "missing":
-            return f"{name} is missing: the kind {self.name} needs it", name
-        return (f"{name}: {message}" if name else message), name
+            return f"{place} is missing: the kind {self.name} needs it", name
+        return (f"{place}: {message}" if place else message), name
+
+    def _hint(self, loc: tuple[int | str, ...]) -> str:
+        schema = self.payload.json_schema()
+        parts = [schema] if len(loc) == 1 else list(schema.get("$defs", {}).values())
+        fields = [name for part in parts for name in part.get("properties", ())]
+        near = difflib.get_close_matches(str(loc[-1]), fields, 1, cutoff=0.5)
+        return f"did you mean {near[0]}?" if near else f"the fields are {', '.join(fields)}"
 
 
 class Registry:
@@ -256,6 +263,12 @@ def _bounded(payload: str) -> str:
             f"the payload takes {len(payload):,} characters in the queue: at most {PAYLOAD_CHARS_MAX:,}; shorten it"
         )
     return payload
+
+
+def _steps(loc: tuple[int | str, ...]) -> list[str]:
+    """Write the way to a part of a field, such as `[3].name`, up to what only pydantic has a name for."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc]
+    return list(itertools.takewhile(lambda step: re.fullmatch(r"\[\d+\]|\.[\w-]+", step), steps))
 
 
 def _call(function: Handler) -> Handler:

@@ -15,14 +15,16 @@ Whatever a draft holds, it comes out as the mail that was meant or not at all: w
 header or a recipient is refused here as well, not only when a task is submitted.
 """
 
+import urllib.parse
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from taskq.mail.address import Mailbox
+from taskq.mail.address import Address, Mailbox
 from taskq.mail.attachment import Attachment, check_attachment, encode_attachment
 from taskq.mail.body import Part, check_text, encode_text, multipart
 from taskq.mail.headers import (
+    FOLD,
     check_header,
     check_subject,
     check_unsubscribe_url,
@@ -73,6 +75,8 @@ class Draft:
     """Files; those with a content id need `html`."""
     unsubscribe_url: str | None = None
     """Where a mail program posts to when its user unsubscribes with one click (RFC 8058)."""
+    unsubscribe_mailto: Address | None = None
+    """Who a mail program writes to when its user unsubscribes (RFC 2369 §3.2)."""
 
     @property
     def smtputf8(self) -> bool:
@@ -104,7 +108,7 @@ def compose(draft: Draft) -> bytes:
         f"{write_text('Subject', draft.subject)}"
         f"Date: {format_date(draft.created_at)}\r\n"
         f"Message-ID: <{draft.uid}@{draft.sender.address.domain}>\r\n"
-        f"{_added(draft) if draft.headers or draft.unsubscribe_url is not None else _AUTO_SUBMITTED}"
+        f"{_added(draft) if draft.headers or _unsubscribes(draft) else _AUTO_SUBMITTED}"
         "MIME-Version: 1.0\r\n"
         f"{content}"
         "\r\n"
@@ -112,10 +116,14 @@ def compose(draft: Draft) -> bytes:
     return b"".join((head.encode(), *chunks))
 
 
+def _unsubscribes(draft: Draft) -> bool:
+    return draft.unsubscribe_url is not None or draft.unsubscribe_mailto is not None
+
+
 def _added(draft: Draft) -> str:
     """Return the fields that not every mail has."""
     names = [name.lower() for name, _ in draft.headers]
-    if draft.unsubscribe_url is not None:
+    if _unsubscribes(draft):
         names += ["list-unsubscribe", "list-unsubscribe-post"]
     if repeated := next((name for place, name in enumerate(names) if name in names[:place]), None):
         raise ValueError(f"the header {repeated} is set twice: set it once")
@@ -123,9 +131,15 @@ def _added(draft: Draft) -> str:
     for name, value in draft.headers:
         check_header(name, value)
         fields.append(write_text(name, value))
+    ways: list[str] = []
     if draft.unsubscribe_url is not None:
         check_unsubscribe_url(draft.unsubscribe_url)
-        fields.append(f"List-Unsubscribe: <{draft.unsubscribe_url}>\r\n")
+        ways.append(f"<{draft.unsubscribe_url}>")
+    if draft.unsubscribe_mailto is not None:
+        ways.append(f"<mailto:{urllib.parse.quote(str(draft.unsubscribe_mailto), safe='@')}?subject=unsubscribe>")
+    if ways:
+        fields.append(f"List-Unsubscribe: {f',{FOLD}'.join(ways)}\r\n")
+    if draft.unsubscribe_url is not None:
         fields.append("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
     return "".join(fields)
 

@@ -48,6 +48,8 @@ class Envelope:
     """Told what happened in each try."""
     seal: Seal | None = None
     """Awaited before the content leaves, where a mail must never be sent twice."""
+    sensitive: bool = False
+    """Whether logs may not even hint at who it is for."""
 
 
 @dataclass(frozen=True, slots=True)

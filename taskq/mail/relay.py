@@ -87,7 +87,8 @@ class Relay:
                 f"the number of workers",
                 delay_s=_spread(BUSY_SNOOZE_S),
             ) from None
-        _log.debug("mail_accepted", extra={"task_id": envelope.task_id, "to": mask_address(envelope.recipient)})
+        to = "***" if envelope.sensitive else mask_address(envelope.recipient)
+        _log.debug("mail_accepted", extra={"task_id": envelope.task_id, "to": to})
         return Receipt(str(self._server), reply.code, reply.text, _remote_id(reply.text))
 
     async def close(self) -> None:
@@ -141,8 +142,7 @@ class Relay:
                 return TaskError(f"{self._server} refused the {about}: {said}", retryable=False, reason="permanent")
             case Ruling.AMBIGUOUS:
                 return TaskError(
-                    f"ambiguous: {self._server} may or may not have taken the mail ({said}); it is sent again with the "
-                    f"same Message-ID",
+                    f"ambiguous: {self._server} may or may not have taken the mail ({said})",
                     reason="outcome_unknown",
                     retry_after_s=verdict.hint_s,
                 )

@@ -33,8 +33,8 @@ def context() -> Context:
 
 
 def composed(payload: EmailPayload, run: Context) -> bytes:
-    sender, recipient = parse_mailbox(SENDER), parse_mailbox(payload.to)
-    return compose(Draft(sender, (recipient,), payload.subject, run.uid, run.created_at, payload.body))
+    sender, recipient = parse_mailbox(SENDER), parse_mailbox(payload["to"])
+    return compose(Draft(sender, (recipient,), payload["subject"], run.uid, run.created_at, payload["body"]))
 
 
 def as_sent(delivered: bytes) -> bytes:

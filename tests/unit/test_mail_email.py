@@ -1,143 +1,59 @@
+import base64
 import json
-import uuid
-from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
+import logging
+import threading
+from contextlib import nullcontext
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from pydantic import ValidationError
+from mail_payloads import CREATED, INSTALLATION, Mailer, Recorder
 
-from taskq.errors import ConfigError, Snooze, StoreUnavailable
+from taskq.errors import ConfigError, Snooze, StoreUnavailable, TaskError
+from taskq.kinds import email as email_kind
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.dkim import Signer
-from taskq.mail.envelope import Envelope, Receipt, Span
+from taskq.mail.envelope import Envelope, Receipt
 from taskq.mail.inbox import CapturedMail, Inbox
 from taskq.mail.relay import Relay, transport_from_url
 from taskq.task import Context, Run
 from taskq.uid import uid_of
 
-INSTALLATION = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 UID = uid_of(7, INSTALLATION)
-CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
-BODY = '{"To":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
-
-
-class Recorder:
-    """A transport that keeps the envelopes and how deep their spans were."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Envelope] = []
-        self.spans: list[AbstractContextManager[None]] = []
-
-    async def send(self, envelope: Envelope, span: Span) -> Receipt:
-        self.envelopes.append(envelope)
-        self.spans.append(span())
-        return Receipt("recorder", 250, "ok", None)
-
-    async def close(self) -> None:
-        pass
 
 
 def context() -> Context:
     return Context(Run(7, 1, 1, "email", 1, 10, CREATED, ""), INSTALLATION)
 
 
-def fields(**changes: object) -> dict[str, object]:
-    return {"to": "ada@example.com", "subject": "hi", "body": "text"} | changes
-
-
-def test_payload_reads_the_three_fields_into_canonical_json() -> None:
-    payload = EmailPayload.model_validate_json(BODY)
-
-    assert payload.model_dump_json() == (
-        '{"to":"example@gmail.com","subject":"Test Subject","body":"Test E-Mail Body"}'
-    )
-    assert EmailPayload.model_validate_json(payload.model_dump_json()) == payload
-
-
-def test_payload_keeps_the_address_as_it_will_be_used() -> None:
-    assert EmailPayload(to="u@FASS.example", subject="", body="").to == "u@fass.example"
-    assert EmailPayload.model_validate_json('{"To":"u@faß.de","subject":"","body":""}').to == "u@xn--fa-hia.de"
-
-
-def test_payload_describes_itself_by_the_names_it_takes() -> None:
-    assert list(EmailPayload.model_json_schema()["properties"]) == ["to", "subject", "body"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "field", "fact"),
-    [
-        ({"to": "nobody"}, "to", "contains 0 @ signs"),
-        ({"to": ["ada@example.com"]}, "to", "valid string"),
-        ({"to": None}, "to", "valid string"),
-        ({"subject": 5}, "subject", "valid string"),
-        ({"subject": "a\r\nBcc: evil@x.test"}, "subject", "without control characters"),
-        ({"subject": "a\nb"}, "subject", "without control characters"),
-        ({"subject": "a\x00b"}, "subject", "without control characters"),
-        ({"subject": "a\u2028b"}, "subject", "without control characters"),
-        ({"subject": "x" * 999}, "subject", "at most 998"),
-        ({"body": "x" * 1_000_001}, "body", "at most 1000000"),
-        ({"body": "a\x00b"}, "body", "NUL"),
-        ({"subjet": "typo"}, "subjet", "Extra inputs"),
-        ({"To": "second@example.com"}, "To", "Extra inputs"),
-    ],
-)
-def test_payload_refuses_and_names_the_field(changes: dict[str, object], field: str, fact: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        EmailPayload.model_validate_json(json.dumps(fields(**changes)))
-
-    (error,) = caught.value.errors()
-    assert error["loc"] == (field,)
-    assert fact in error["msg"]
-
-
-@pytest.mark.parametrize("missing", ["to", "subject", "body"])
-def test_payload_needs_each_field(missing: str) -> None:
-    values = fields()
-    del values[missing]
-
-    with pytest.raises(ValidationError) as caught:
-        EmailPayload.model_validate_json(json.dumps(values))
-    assert [error["loc"] for error in caught.value.errors()] == [(missing,)]
-
-
-@pytest.mark.parametrize("field", ["to", "subject", "body"])
-def test_payload_refuses_a_lone_surrogate(field: str) -> None:
-    with pytest.raises(ValidationError):
-        EmailPayload.model_validate_json(json.dumps(fields(**{field: "a\ud800@example.com"})))
-    with pytest.raises(ValidationError):
-        EmailPayload.model_validate(fields(**{field: "a\ud800@example.com"}))
-
-
-def test_payload_accepts_unicode_in_subject_and_body() -> None:
-    payload = EmailPayload.model_validate(fields(subject="Grüße\u00a0😀 \t".strip(), body="tab\t, vt\v, 😀\r\n"))
-
-    assert payload.subject == "Grüße\u00a0😀"
+def mail(**changes: object) -> EmailPayload:
+    """A stored payload."""
+    return EmailPayload(to="ada@example.com", subject="hi", body="text") | changes
 
 
 async def test_handler_composes_and_hands_over() -> None:
     transport = Recorder()
-    payload = EmailPayload(to="ada@example.com", subject="hi", body="text")
+    run = context()
 
-    await Email(transport, "taskq@example.com")(payload, context())
+    await Email(transport, "taskq@example.com")(mail(), run)
 
     (envelope,) = transport.envelopes
     sender, recipient = parse_mailbox("taskq@example.com"), parse_mailbox("ada@example.com")
     draft = Draft(sender, (recipient,), "hi", UID, CREATED, "text")
-    assert envelope == Envelope("taskq@example.com", "ada@example.com", compose(draft), False, 7)
+    assert envelope == Envelope(
+        "taskq@example.com", "ada@example.com", compose(draft), False, 7, envid=UID.hex, note=run.note
+    )
 
 
 async def test_handler_signs_for_its_domain(caplog: pytest.LogCaptureFixture) -> None:
     transport = Recorder()
     key = ed25519.Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     ours, other = Signer("example.com", "s1", key), Signer("x.test", "s2", key)
-    payload = EmailPayload(to="ada@example.com", subject="hi", body="text")
 
-    await Email(transport, "taskq@mail.example.com", [other, ours])(payload, context())
-    await Email(transport, "taskq@example.com", [other])(payload, context())
+    await Email(transport, "taskq@mail.example.com", [other, ours])(mail(), context())
+    await Email(transport, "taskq@example.com", [other])(mail(), context())
 
     signed, plain = (envelope.message for envelope in transport.envelopes)
     assert signed == ours.sign(signed.partition(b"=\r\n")[2])
@@ -149,14 +65,15 @@ async def test_handler_signs_for_its_domain(caplog: pytest.LogCaptureFixture) ->
 
 async def test_handler_sends_the_same_bytes_on_every_attempt() -> None:
     transport = Recorder()
-    payload = EmailPayload(to="ada@example.com", subject="Grüße", body="x" * 300_000)
+    payload = mail(subject="Grüße", body="x" * 300_000)
     email = Email(transport, "taskq@example.com")
 
     await email(payload, context())
     await email(payload, Context(Run(7, 2, 1, "email", 2, 10, CREATED, ""), INSTALLATION))
 
     first, second = transport.envelopes
-    assert first == second
+    assert first.message == second.message
+    assert first.envid == second.envid
 
 
 @pytest.mark.parametrize(
@@ -170,7 +87,7 @@ async def test_handler_sends_the_same_bytes_on_every_attempt() -> None:
 async def test_handler_asks_for_smtputf8_only_for_local_parts(sender: str, recipient: str, *, smtputf8: bool) -> None:
     transport = Recorder()
 
-    await Email(transport, sender)(EmailPayload(to=recipient, subject="", body=""), context())
+    await Email(transport, sender)(mail(to=recipient), context())
 
     assert transport.envelopes[0].smtputf8 is smtputf8
 
@@ -179,10 +96,82 @@ async def test_handler_gives_the_span_of_its_own_run() -> None:
     transport = Recorder()
     run = context()
 
-    await Email(transport, "taskq@example.com")(EmailPayload(to="ada@example.com", subject="", body=""), run)
+    await Email(transport, "taskq@example.com")(mail(), run)
 
     with transport.spans[0]:
         assert not run.interruptible
+
+
+async def test_dry_run_composes_and_sends_nothing() -> None:
+    mailer = Mailer()
+
+    run = await mailer.run(json.dumps(mail(dry_run=True)))
+    await mailer.run(json.dumps(mail(dry_run=False)))
+
+    (envelope,) = mailer.transport.envelopes
+    assert run.facts == [{"dry_run": True, "bytes": len(envelope.message)}]
+
+
+@pytest.mark.parametrize(("on_ambiguous", "sealed"), [("retry", False), ("fail", True)])
+async def test_only_a_mail_that_must_not_be_sent_twice_is_sealed(on_ambiguous: str, *, sealed: bool) -> None:
+    (envelope,) = await Mailer().send(on_ambiguous=on_ambiguous, relay="second")
+
+    assert (envelope.seal is not None) is sealed
+    assert envelope.relay == "second"
+    assert envelope.envid == UID.hex
+
+
+@pytest.mark.parametrize(
+    ("on_ambiguous", "error", "retryable"),
+    [
+        ("fail", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), False),
+        ("retry", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), True),
+        ("fail", TaskError("put off", retry_after_s=60.0), True),
+    ],
+)
+async def test_mail_of_unknown_outcome_is_sent_again_unless_it_says_fail(
+    on_ambiguous: str, error: TaskError, *, retryable: bool
+) -> None:
+    with pytest.raises(TaskError) as caught:
+        await Mailer(fails_with=error).send(on_ambiguous=on_ambiguous)
+
+    assert caught.value.retryable is retryable
+    assert caught.value.reason == error.reason
+    if not retryable:
+        assert str(caught.value) == (
+            "ambiguous: lost; it is not sent again, as on_ambiguous is fail: look for it at the relay"
+        )
+
+
+async def test_relay_that_is_down_keeps_a_mail_that_says_fail() -> None:
+    with pytest.raises(Snooze):
+        await Mailer(fails_with=Snooze("down", delay_s=1.0)).send(on_ambiguous="fail")
+
+
+async def test_sensitive_mail_says_so_to_the_transport_and_leaves_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    (envelope,) = await Mailer().send(sensitive=True, to=["ada@example.com"], subject="your code")
+
+    assert envelope.sensitive
+    assert caplog.records == []
+
+
+async def test_large_file_is_composed_away_from_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    plain = email_kind.compose
+
+    def noting(draft: Draft) -> bytes:
+        threads.append(threading.current_thread().name)
+        return plain(draft)
+
+    monkeypatch.setattr(email_kind, "compose", noting)
+    for size in (1_000, 1_000_000):
+        content = base64.b64encode(b"x" * size).decode()
+        await Mailer().send(attachments=[{"filename": "a", "content_type": "a/b", "content": content}])
+
+    assert threads[0] == threading.main_thread().name
+    assert threads[1] != threading.main_thread().name
 
 
 def test_handler_refuses_a_sender_that_is_no_address() -> None:

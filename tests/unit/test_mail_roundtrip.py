@@ -1,69 +1,39 @@
 """Whatever a draft holds comes out of the standard library's parser as it went in, or is refused.
 
-`TASKQ_TEST_CASES` sets how many drafts are tried.  Where the parser is wrong about display names
-(Python 3.11 keeps the blank between two encoded words), its parts are asked: `getaddresses` splits,
-`decode_header` decodes.
+Where the parser is wrong about display names (Python 3.11 keeps the blank between two encoded words),
+its parts are asked: `getaddresses` splits, `decode_header` decodes.
 """
 
 import email
 import email.policy
-import os
 import re
 from datetime import UTC, datetime
 from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import getaddresses
-from uuid import UUID
+from urllib.parse import unquote
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mail_texts import (
+    CASES,
+    UID,
+    addresses,
+    any_text,
+    field_names,
+    filenames,
+    files,
+    mailboxes,
+    one_line,
+    several_lines,
+    types,
+    urls,
+)
 
 from taskq.mail.address import Mailbox, parse_address, parse_mailbox
 from taskq.mail.compose import Attachment, Draft, compose
 
-CASES = int(os.environ.get("TASKQ_TEST_CASES", "100"))
-UID = UUID("01890a5d-ac96-874b-bcce-b302099a8057")
 CREATED = datetime(2024, 2, 29, 7, 5, 9, 123_456, tzinfo=UTC)
-UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-BRICKS = (
-    "\r\nBcc: evil@x.test", "\n\nbody", "\r", "\0", "=?utf-8?q?evil?=", "=?", "?=", "=", '"', "\\", ",", ";", ":", "<",
-    ">", "<evil@x.test>", "@", "(", ")", " ", "  ", "\t", ".", "\r\n.\r\n", f"--=_{UID.hex}_a", f"--=_{UID.hex}_m--",
-    "From ", "ä", "長い", "\U0001f600", "a\u0301", "\u202e", "\ud800", "word ", "x" * 80, "=20", "'", "%", "*", "/",
-)  # fmt: skip
-
-any_text = st.lists(st.sampled_from(BRICKS) | st.text(max_size=12), max_size=8).map("".join)
-one_line = any_text.map(lambda text: UNWANTED.sub("", text).strip(" "))
-several_lines = any_text.map(lambda text: re.sub("[\0\ud800-\udfff]", "", text)) | st.text("ab =.\r\nä", max_size=2_500)
-addresses = st.sampled_from(
-    [
-        "ada@example.com",
-        "b.c+d@x.test",
-        "e=?f@x.test",
-        "u@bücher.example",
-        "grüße@x.test",
-        f"{'l' * 64}@{'d' * 60}.test",
-    ]
-)
-names = st.one_of(one_line, st.just("")).map(lambda text: text[:255].strip(" "))
-mailboxes = st.builds(Mailbox, names, addresses.map(parse_address))
-field_names = st.sampled_from(["X-Order", "References", "List-Id", "Auto-Submitted", "X-" + "y" * 62, "Feedback-ID"])
-urls = st.sampled_from(["https://x.test/u?t=" + "abc=?" * 60, "https://x.test", "https://x.test:8443/#a,b;c"])
-types = st.sampled_from(
-    [
-        "text/plain",
-        "text/csv; charset=utf-8",
-        'text/calendar; method=REQUEST; name2="a; b"',
-        "application/pdf",
-        "image/png",
-    ]
-)
-filenames = one_line.map(lambda text: re.sub(r"[/\\]", "", text)[:60].strip()).map(
-    lambda text: text if text.strip(" .") else "f"
-)
-contents = st.binary(max_size=200) | several_lines.map(lambda text: text.encode())
-files = st.lists(
-    st.builds(Attachment, filenames, types, contents, st.sampled_from([None, None, "i1", "i2@x.test"])), max_size=4
-)
 
 
 def unique(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -90,6 +60,7 @@ def drafts(
         headers=unique(draw(st.lists(st.tuples(field_names, lines), max_size=3))),
         attachments=tuple(each for each in attachments.values() if each.content_id is None or html is not None),
         unsubscribe_url=draw(st.none() | urls),
+        unsubscribe_mailto=draw(st.none() | addresses.map(parse_address)),
     )
 
 
@@ -120,7 +91,8 @@ def expected_fields(draft: Draft) -> list[str]:
         *["Subject", "Date", "Message-ID"],
         *([] if "Auto-Submitted" in added else ["Auto-Submitted"]),
         *added,
-        *([] if draft.unsubscribe_url is None else ["List-Unsubscribe", "List-Unsubscribe-Post"]),
+        *(["List-Unsubscribe"] if draft.unsubscribe_url or draft.unsubscribe_mailto else []),
+        *(["List-Unsubscribe-Post"] if draft.unsubscribe_url else []),
         *["MIME-Version", "Content-Type"],
     ]
 
@@ -179,8 +151,10 @@ def check(draft: Draft) -> None:
     for name, value in draft.headers:
         assert decoded(values[name]) == value
     if draft.unsubscribe_url is not None:
-        assert values["List-Unsubscribe"] == f"<{draft.unsubscribe_url}>"
-        assert f"\r\nList-Unsubscribe: <{draft.unsubscribe_url}>\r\n".encode() in message
+        assert f"\r\nList-Unsubscribe: <{draft.unsubscribe_url}>".encode() in message
+    if draft.unsubscribe_mailto is not None:
+        mailto = values["List-Unsubscribe"].rpartition("<mailto:")[2]
+        assert unquote(mailto) == f"{draft.unsubscribe_mailto}?subject=unsubscribe>"
     for name, shown in (("From", (draft.sender,)), ("To", draft.to), ("Cc", draft.cc), ("Reply-To", draft.reply_to)):
         if shown:
             found = [(decoded(text), address) for text, address in getaddresses([values[name]])]
