@@ -92,6 +92,29 @@ def test_banner_hides_passwords(database: str, tmp_path: Path):
         assert ":***@" in program.printed
 
 
+def test_test_installation_says_who_gets_mail_and_writes_to_nobody_else(database: str, tmp_path: Path):
+    only = ("--mail-only-to", "*@example.com", "--smtp-url", "smtp://127.0.0.1:1")
+
+    with serving(tmp_path, *QUICK, *only, database=database) as program:
+        task_id = program.call("POST", "/task/", MAIL).json["id"]
+        wait_until(lambda: status_of(program, task_id) == "Ok")
+        [mail] = program.call("GET", "/inbox").json["mails"]
+
+    assert (mail["task_id"], mail["to"]) == (task_id, "example@gmail.com")
+    assert "to *@example.com; those to others are caught in the local inbox" in program.printed
+
+
+def test_mails_are_redirected_to_one_address(database: str, tmp_path: Path):
+    with serving(tmp_path, *QUICK, "--mail-redirect-to", "team@example.com", database=database) as program:
+        task_id = program.call("POST", "/task/", MAIL).json["id"]
+        wait_until(lambda: status_of(program, task_id) == "Ok")
+        [mail] = program.call("GET", "/inbox").json["mails"]
+        message = program.call("GET", f"/inbox/{mail['id']}").body
+
+    assert mail["to"] == "team@example.com"
+    assert message.startswith(b"X-Original-To: example@gmail.com\r\nFrom: ")
+
+
 def test_banner_warns_of_a_server_that_can_lose_commits(database: str, tmp_path: Path):
     with psycopg.connect(database) as connection:
         unsafe = connection.execute("show fsync").fetchone() == ("off",)

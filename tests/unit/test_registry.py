@@ -64,6 +64,35 @@ def test_kind_names_the_field_that_does_not_fit(body: bytes, field: str, message
     assert (error.field, str(error), error.malformed) == (field, message, False)
 
 
+class Album(BaseModel):
+    pages: list[dict[str, Resize]]
+
+
+async def bind(payload: Album) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("album", "field", "message"),
+    [
+        ('"pages": [{}, {"a": {"width": "x"}}]', "pages", "pages[1].a.width: Input should be a valid integer"),
+        ('"pages": [{"a": {}}]', "pages", "pages[0].a.width is missing: the kind bind needs it"),
+        (
+            '"pages": [{"a": {"width": 1, "captoin": ""}}]',
+            "pages",
+            "pages[0].a.captoin is no field of the kind bind: did you mean caption?",
+        ),
+        ('"pages": [{"a b": {"width": "x"}}]', "pages", "pages[0]: Input should be a valid integer"),
+    ],
+    ids=["list", "missing", "typo", "odd-key"],
+)
+def test_kind_names_the_place_inside_a_field(album: str, field: str, message: str):
+    with pytest.raises(InvalidPayload) as caught:
+        kind("bind", bind).check(f"{{{album}}}".encode())
+
+    assert (caught.value.field, str(caught.value)) == (field, message)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"width": 1}}', b'{"caption": "\\ud800", "width": 1}'])
 def test_kind_says_so_when_the_body_is_no_json(body: bytes):
     assert refusal(body).malformed

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from taskq.task import (
     DELAY_S_MAX,
     ERROR_CHARS_MAX,
+    Blob,
     Change,
     Context,
     Done,
@@ -198,3 +199,17 @@ def test_context_names_the_task_equally_on_every_attempt():
 
 def test_context_names_the_task_differently_in_another_installation():
     assert Context(a_run(), uuid.uuid4()).uid != Context(a_run(), uuid.uuid4()).uid
+
+
+async def test_context_reads_what_stands_beside_the_task_by_its_digest():
+    kept = {blob.digest: blob.content for blob in (Blob(b"a"), Blob(b""))}
+
+    async def read(digest: str) -> bytes:
+        return kept[digest]
+
+    context = Context(a_run(), uuid.uuid4(), None, read)
+
+    assert len(kept) == 2
+    assert [await context.blob(Blob(content).digest) for content in (b"a", b"")] == [b"a", b""]
+    with pytest.raises(LookupError, match="no store"):
+        await Context(a_run(), uuid.uuid4()).blob(Blob(b"a").digest)
