@@ -6,6 +6,7 @@
     │   ├── UnknownKind     no handler of that name is registered
     │   └── InvalidPayload  the payload does not fit the kind
     ├── IntakeFull          too much is waiting to be stored, a 503; safe to try again
+    ├── TooManyWaiters      too many callers wait for a task to end, a 503
     ├── StoreSlow           PostgreSQL has not answered yet, a 503; the task may be stored
     ├── StoreUnavailable    PostgreSQL can't be reached, a 503
     ├── StoreRefused        PostgreSQL refused the values; repeating them is useless
@@ -27,6 +28,7 @@ __all__ = [
     "SubmissionError",
     "TaskError",
     "TaskqError",
+    "TooManyWaiters",
     "UnknownKind",
     "shown",
 ]
@@ -64,6 +66,10 @@ class InvalidPayload(SubmissionError):
 
 class IntakeFull(TaskqError):
     """More submissions wait for their commit than the bound allows; nothing was stored."""
+
+
+class TooManyWaiters(TaskqError):
+    """More callers wait for a task to end than the bound allows."""
 
 
 class StoreSlow(TaskqError):

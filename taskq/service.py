@@ -18,23 +18,24 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from taskq import __version__
-from taskq.batch import Batch
 from taskq.config import Settings, redact_url
 from taskq.dispatcher import Dispatcher
-from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
+from taskq.errors import ConfigError, StoreUnavailable
 from taskq.intake import Intake
 from taskq.kinds.email import Email
 from taskq.kinds.registry import Registry, make_kind
 from taskq.listener import Listener
 from taskq.mail.dkim import load_signers
 from taskq.mail.envelope import Transport
-from taskq.mail.inbox import CapturedMail
+from taskq.mail.mailbox import CHANNEL, Mailbox
 from taskq.mail.pool import PoolLimits
+from taskq.mail.receiver import Receiver
 from taskq.mail.relay import transport_from_url
+from taskq.mailstore import MailStore
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
@@ -53,7 +54,6 @@ SERVER_VERSION_MIN = 150_000
 START_TIMEOUT_S = 30.0  # for the first lease once the database answers
 DEATH_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
-CAPTURE_BATCH_MAX = 500
 COLLECT_AFTER = (50_000, 20, 50)  # new containers, then young and middle collections
 
 
@@ -65,6 +65,8 @@ class Banner:
     url: str
     database: str
     mails: str
+    receives: str
+    """Where mails of other programs are caught; empty: nowhere."""
     role: str
     warnings: tuple[str, ...]
 
@@ -74,6 +76,9 @@ class Parts:
     """The running parts of one process."""
 
     store: Store
+    mails: MailStore
+    mailbox: Mailbox
+    receiver: Receiver | None
     registry: Registry
     listener: Listener
     dispatcher: Dispatcher
@@ -102,17 +107,19 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             warnings = _durability(server, settings)
             api = Api(parts.store, parts.registry, parts.intake)
             site = Site(
-                [] if settings.role == "worker" else [api, InboxPages(parts.store)],
+                [] if settings.role == "worker" else [api, InboxPages(parts.mails, parts.mailbox)],
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )
             url = await _serve_somewhere(site, settings, parts.listener)
             parts.listener.url = url
-            announce(Banner(__version__, url, described, _mails(settings), settings.role, warnings))
+            receives = parts.receiver.place if parts.receiver else ""
+            announce(Banner(__version__, url, described, _mails(settings), receives, settings.role, warnings))
             spare_collector()
             await stop.wait()
             logger.info("stopping")
             api.stopping = True
+            parts.mailbox.close()
             if settings.role != "worker":
                 await parts.intake.empty()
             if settings.role != "api":
@@ -166,24 +173,27 @@ async def running_parts(
         prepare: Adds kinds before anything runs.
     """
     store = Store(dsn, settings)
+    mails = MailStore(store.session("inbox"), store.reads)
     try:
         server = await _ask(store)
-        captures: Batch[CapturedMail, None] = Batch(lambda mails: _capture(store, mails), size_max=CAPTURE_BATCH_MAX)
+        listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
+        mailbox = Mailbox(mails, waiters_max=settings.inbox_waiters_max, tell_others=listener.tell_others)
+        listener.hear(CHANNEL, mailbox.heard)
         transport = transport_from_url(
             settings.smtp_url.get_secret_value(),
-            captures.put,
+            mailbox.capture,
             pool=PoolLimits(connections_max=settings.smtp_connections_max),
         )
         registry = _registry(settings, transport)
         prepare(registry)
-        listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
         worker = Worker(registry, server.installation)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
-        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
+        sweeper = Sweeper(store, mails, listener.lease, settings, wake=dispatcher.wake.now)
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
+        receiver = None if settings.inbox_smtp_port is None else Receiver(settings.inbox_smtp_port, mailbox)
         ready = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(listener.run(ready), name="listener")]
@@ -193,16 +203,18 @@ async def running_parts(
                 group.create_task(part, name=name)
                 for name, part in (
                     ("intake", intake.run()),
-                    ("inbox", captures.run()),
+                    ("inbox", mailbox.run()),
+                    *([("receiver", receiver.run())] if receiver is not None else []),
                     ("sweeper", sweeper.run()),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
             ]
-            yield Parts(store, registry, listener, dispatcher, intake, sweeper, group), server
+            yield Parts(store, mails, mailbox, receiver, registry, listener, dispatcher, intake, sweeper, group), server
             for task in reversed(running):
                 task.cancel()
         await transport.close()
     finally:
+        await mails.close()
         await store.close()
 
 
@@ -220,14 +232,6 @@ def _registry(settings: Settings, transport: Transport) -> Registry:
     )
     registry.load(settings.handlers)
     return registry
-
-
-async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[BaseException | None]:
-    try:
-        await store.capture([(mail.task_id, mail.sender, mail.recipient, mail.message) for mail in mails])
-    except (StoreUnavailable, StoreRefused) as error:
-        return [error] * len(mails)
-    return [None] * len(mails)
 
 
 async def _ask(store: Store) -> Server:

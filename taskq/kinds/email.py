@@ -95,7 +95,9 @@ class Email:
             message = self._compose(draft)
         else:
             message = await asyncio.to_thread(self._compose, draft)
-        envelope = Envelope(str(self._sender.address), payload.to, message, draft.smtputf8, context.task_id)
+        envelope = Envelope(
+            str(self._sender.address), payload.to, message, draft.smtputf8, context.task_id, run=context.run
+        )
         await self._transport.send(envelope, context.uninterruptible)
 
     def _compose(self, draft: Draft) -> bytes:

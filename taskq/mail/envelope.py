@@ -48,6 +48,8 @@ class Envelope:
     """Told what happened in each try."""
     seal: Seal | None = None
     """Awaited before the content leaves, where a mail must never be sent twice."""
+    run: int = 1
+    """Which execution of the task this is, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True)

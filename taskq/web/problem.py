@@ -16,6 +16,7 @@ from taskq.errors import (
     StoreSlow,
     StoreUnavailable,
     TaskqError,
+    TooManyWaiters,
     UnknownKind,
 )
 
@@ -63,6 +64,8 @@ def problem_of(error: TaskqError, method: str) -> web.Response:
             return problem(422, "refused_by_database", f"PostgreSQL can't store this: {error}")
         case IntakeFull():
             return problem(503, "intake_full", str(error), retry_after_s=RETRY_AFTER_S)
+        case TooManyWaiters():
+            return problem(503, "too_many_waiters", str(error), retry_after_s=RETRY_AFTER_S)
         case StoreSlow():
             return problem(503, "store_slow", str(error), retry_after_s=SLOW_RETRY_AFTER_S)
         case StoreUnavailable(sent=True) if method not in ("GET", "HEAD"):

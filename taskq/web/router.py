@@ -37,8 +37,8 @@ class Router:
         self._routes: dict[str, dict[str, Handler]] = {}
 
     def add(self, method: str, address: str, handler: Handler) -> None:
-        """Answer `method` on `address`, whose last part may be `{id}`."""
-        methods = self._routes.setdefault(address.removesuffix("{id}") + ("\0" if address.endswith("{id}") else ""), {})
+        """Answer `method` on `address`, of which one part may be `{id}`: the last one, or the last but one."""
+        methods = self._routes.setdefault(address.replace("{id}", "\0"), {})
         methods[method] = handler
         if method == "GET":
             methods["HEAD"] = handler
@@ -53,6 +53,10 @@ class Router:
         if methods is None:
             place, _, argument = path.rpartition("/")
             methods = self._routes.get(f"{place}/\0") if argument else None
+        if methods is None:
+            place, _, verb = path.rpartition("/")
+            place, _, argument = place.rpartition("/")
+            methods = self._routes.get(f"{place}/\0/{verb}") if argument and verb else None
             if methods is None:
                 return problem(404, "no_such_route", f"{path} is no address of taskq: see the README for the routes")
         handler = methods.get(request.method)
