@@ -31,6 +31,7 @@ _UNFIT = re.compile("[\0\ud800-\udfff]")
 _HREF = re.compile(r"\bhref\s{0,8}=\s{0,8}(?:\"([^\"<>]{1,2048})\"|'([^'<>]{1,2048})')", re.IGNORECASE)
 _URL = re.compile(r"\bhttps?://[^\s<>\"]{1,2040}", re.IGNORECASE)
 _TRAILING = ".,;:!?)]}'"
+_PARSER_ERRORS = (LookupError, TypeError, ValueError)  # of the library, over parameters that are none (RFC 2231)
 _CHARSETS = frozenset(
     (
         *("ascii", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "iso2022_jp", "shift_jis"),
@@ -93,9 +94,9 @@ def read_mail(message: bytes) -> Reading:
     text = html_text = None
     attachments: list[Attached] = []
     for part in parts:
-        kind = part.get_content_type()
+        kind = "text/plain" if part.get_content_maintype() == "multipart" else part.get_content_type()
         content = _content(part)
-        inline = part.get_content_disposition() != "attachment" and not part.get_filename()
+        inline = part.get_content_disposition() != "attachment" and not _filename(part)
         if inline and kind == "text/plain" and text is None:
             text = _text(content, _charset(part))
         elif inline and kind == "text/html" and html_text is None:
@@ -139,13 +140,22 @@ def _content(part: Message) -> bytes:
 
 
 def _attached(part: Message, kind: str, content: bytes) -> Attached:
-    filename = decode_words(_unescaped(part.get_filename() or ""))
     content_id = _fit(_unescaped(str(part.get("Content-ID", "")))).strip().removeprefix("<").removesuffix(">")
-    return Attached(filename, _fit(kind), content_id, content)
+    return Attached(_filename(part), _fit(kind), content_id, content)
+
+
+def _filename(part: Message) -> str:
+    try:
+        return decode_words(_unescaped(part.get_filename() or ""))
+    except _PARSER_ERRORS:
+        return ""
 
 
 def _charset(part: Message) -> str:
-    return part.get_content_charset("utf-8")
+    try:
+        return part.get_content_charset("utf-8")
+    except _PARSER_ERRORS:
+        return "utf-8"
 
 
 def _text(octets: bytes, charset: str) -> str:
