@@ -19,6 +19,7 @@ from taskq.mail.receiver import Receiver
 from taskq.mailstore import MailStore, StoredMail, Wanted
 
 LAST = 2**63 - 1
+SMTP_SOURCE = "/usr/sbin/smtp-source"
 
 
 @contextlib.asynccontextmanager
@@ -76,16 +77,29 @@ async def test_aiosmtplib_delivers(mails: MailStore, place: tuple[str, int]):
     assert [each.recipient for each in await inbox(mails)] == ["ada@x.test"]
 
 
-async def test_swaks_delivers_with_pipelining(mails: MailStore, place: tuple[str, int]):
-    if shutil.which("swaks") is None:
-        pytest.skip("swaks is not installed")
+async def test_postfix_own_client_delivers_many(mails: MailStore, place: tuple[str, int]):
+    if shutil.which(SMTP_SOURCE) is None:
+        pytest.skip("smtp-source is not installed: it comes with postfix")
     process = await asyncio.create_subprocess_exec(
-        "swaks", "--server", f"{place[0]}:{place[1]}", "--pipeline", "--to", "ada@x.test", "--from", "a@x.test",
-        stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
+        SMTP_SOURCE,
+        "-s",
+        "5",
+        "-m",
+        "200",
+        "-l",
+        "1000",
+        "-f",
+        "a@x.test",
+        "-t",
+        "ada@x.test",
+        f"{place[0]}:{place[1]}",
+    )
 
     assert await process.wait() == 0
-    assert [each.recipient for each in await inbox(mails)] == ["ada@x.test"]
+    stored = await inbox(mails)
+    assert len(stored) == 100
+    assert {(each.sender, each.recipient) for each in stored} == {("a@x.test", "ada@x.test")}
+    assert len(await mails.search(Wanted(), before=stored[0].id, limit=100)) == 100
 
 
 async def converse(place: tuple[str, int], octets: bytes) -> list[bytes]:
