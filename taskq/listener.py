@@ -105,7 +105,7 @@ class Listener:
         self.tell_others("taskq_wake", "")
 
     def tell_others(self, channel: str, payload: str) -> None:
-        """Notify the other instances; free when there are none, lost when very much waits to be told."""
+        """Tell the other instances something; free when there are none, lost when very much waits to be told."""
         if self.peers:
             self._loop.call_soon_threadsafe(self._tell, channel, payload)
 
