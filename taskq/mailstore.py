@@ -81,7 +81,8 @@ class MailStore:
             subjects=[mail.subject for mail in mails],
             messages=[mail.message for mail in mails],
         )
-        return rows[0][0], rows[0][1]
+        ids = [row[0] for row in rows]
+        return min(ids), max(ids)
 
     async def search(self, wanted: Wanted, *, before: int, limit: int) -> list[StoredMail]:
         """Read the newest mails before id `before`; fewer than `limit` also where they are very large."""

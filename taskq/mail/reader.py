@@ -23,6 +23,7 @@ SUBJECT_CHARS_MAX = 2_000
 LINKS_MAX = 200
 LINK_CHARS_MAX = 2_048
 
+_PLAIN_SUBJECT = re.compile(rb"\r\nSubject: ([ -<>-~]*)\r\n(?![ \t])")  # as most are: found without reading on
 _SUBJECT = re.compile(rb"^subject:(.*(?:\r?\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
 _FOLD = re.compile(r"\r?\n(?=[ \t])")
 _WORD = re.compile(r"=\?([^?\s*]{1,40})(?:\*[^?\s]{1,40})?\?([BbQq])\?([^?\s]*)\?=")
@@ -78,7 +79,11 @@ class Reading:
 def subject_of(message: bytes) -> str:
     """Return the decoded subject, one line; empty: there is none."""
     end = message.find(b"\r\n\r\n")
-    found = _SUBJECT.search(message, 0, end if end >= 0 else len(message))
+    end = end + 2 if end >= 0 else len(message)
+    start = message.find(b"\r\nSubject: ", 0, end)
+    if start >= 0 and (plain := _PLAIN_SUBJECT.match(message, start, end)):
+        return plain.group(1).decode("ascii").strip()[:SUBJECT_CHARS_MAX]
+    found = _SUBJECT.search(message, 0, end)
     if found is None:
         return ""
     return decode_words(_text(found.group(1), "utf-8"))[:SUBJECT_CHARS_MAX]

@@ -2,16 +2,12 @@
 -- filters: an address whole, a subject in part, both without regard to case; null matches any.
 
 -- name: capture
--- Store a batch of captured mails; say between which ids they lie.
-with stored as (
-    insert into taskq.inbox (task_id, sender, recipient, subject, message)
-    select task_id, sender, recipient, subject, message
-      from unnest(:task_ids::bigint[], :senders::text[], :recipients::text[], :subjects::text[], :messages::bytea[])
-           as m (task_id, sender, recipient, subject, message)
-    returning id
-)
-select min(id) as low, max(id) as high
-  from stored;
+-- Store a batch of captured mails.
+insert into taskq.inbox (task_id, sender, recipient, subject, message)
+select task_id, sender, recipient, subject, message
+  from unnest(:task_ids::bigint[], :senders::text[], :recipients::text[], :subjects::text[], :messages::bytea[])
+       as m (task_id, sender, recipient, subject, message)
+returning id;
 
 -- name: search
 -- List captured mails before id :before, newest first: :limit at most, the first :bytes of them and one more.
