@@ -188,6 +188,16 @@ class Settings(BaseSettings):
 
     # Mail: the inbox
     inbox_mails_max: int = Field(10_000, ge=0, le=10_000_000, description="Captured mails kept in the inbox.")
+    inbox_waiters_max: int = Field(
+        100, ge=1, le=10_000, description="Callers that wait for a mail at a time; more are refused with 503."
+    )
+    inbox_smtp_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port on 127.0.0.1 where other programs can send mail into the inbox by SMTP; 0 picks a free one "
+        "and prints it. Unset: none.",
+    )
 
     # Telling
     log_format: Literal["auto", "human", "json"] = Field(

@@ -21,6 +21,7 @@ stops beating, so that others rescue what a process that hangs for ever would ke
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 import os
 import random
@@ -45,6 +46,7 @@ logger = logging.getLogger("taskq.listener")
 
 PROBE_TIMEOUT_S = 3.0
 COALESCE_S = 0.02  # between two notifications to the other instances
+UNTOLD_MAX = 1_000  # notifications that wait for that; more are dropped
 BACKOFF_S = (0.1, 5.0)
 TICK_S = 0.5
 STATEMENT_TIMEOUT_S = 3.0
@@ -73,10 +75,11 @@ class Listener:
         self._control_turn = asyncio.Lock()
         self._on_wake: Callable[[], None] = lambda: None
         self._on_lost: Callable[[int], None] = lambda _lease: None
-        self._on_cancel: Callable[[], None] = lambda: None
         self._main: asyncio.AbstractEventLoop | None = None
         self._loop = asyncio.new_event_loop()
         self._ticked = time.monotonic()
+        self._channels: dict[str, Callable[[str], None]] = {}
+        self._untold: dict[tuple[str, str], None] = {}
         self._wake_others = asyncio.Event()
         self._mask_changed = asyncio.Event()
         self._mask = self._mask_held = False
@@ -86,16 +89,25 @@ class Listener:
         self._first = threading.Event()
         self._serving: asyncio.Task[None] | None = None
 
-    def subscribe(
-        self, *, wake: Callable[[], None], lost: Callable[[int], None], cancel: Callable[[], None] = lambda: None
-    ) -> None:
-        """Call on the main loop: `wake` for work, `lost` for an ended lease, `cancel` for a wish to cancel."""
-        self._on_wake, self._on_lost, self._on_cancel = wake, lost, cancel
+    def subscribe(self, *, wake: Callable[[], None], lost: Callable[[int], None]) -> None:
+        """Call `wake` on the main loop when there may be work, `lost` when a lease was ended by others."""
+        self._on_wake, self._on_lost = wake, lost
+
+    def hear(self, channel: str, heard: Callable[[str], None]) -> None:
+        """Call `heard` on the main loop with what is told on `channel`; empty: some of it may have been missed.
+
+        To be asked for before `run`.
+        """
+        self._channels[channel] = heard
 
     def notify_others(self) -> None:
         """Tell the other instances that tasks are waiting; coalesced, free when there are none."""
+        self.tell_others("taskq_wake", "")
+
+    def tell_others(self, channel: str, payload: str) -> None:
+        """Tell the other instances something; free when there are none, lost when very much waits to be told."""
         if self.peers:
-            self._loop.call_soon_threadsafe(self._wake_others.set)
+            self._loop.call_soon_threadsafe(self._tell, channel, payload)
 
     async def neighbours(self) -> int:
         """Return how many other instances live on this machine, as the table says now."""
@@ -175,7 +187,8 @@ class Listener:
     async def _connect(self) -> None:
         cut = self._cut = asyncio.Event()  # of this connection: an earlier one may still be ending
         await self._listen.listen("taskq_wake", lambda _payload: self._to_main(self._on_wake), ended=cut.set)
-        await self._listen.listen("taskq_cancel", lambda _payload: self._to_main(self._on_cancel))
+        for channel, heard in self._channels.items():
+            await self._listen.listen(channel, functools.partial(self._hand_over, heard))
         await self._listen.listen(self._channel, self._hear)
         if self.lease.id == 0:
             await self._register()
@@ -186,6 +199,8 @@ class Listener:
             logger.info("listening", extra={"lease": self.lease.id, "instance": str(self._instance)})
         self._first.set()
         self._to_main(self._on_wake)
+        for heard in self._channels.values():
+            self._hand_over(heard, "")
 
     @property
     def _channel(self) -> str:
@@ -273,8 +288,19 @@ class Listener:
         while True:
             await self._wake_others.wait()
             self._wake_others.clear()
-            await self._ask("wake")
+            telling, self._untold = self._untold, {}
+            try:
+                await self._ask("tell", channels=[each[0] for each in telling], payloads=[each[1] for each in telling])
+            except StoreUnavailable:
+                self._untold = telling | self._untold
+                self._wake_others.set()
+                raise
             await asyncio.sleep(COALESCE_S)
+
+    def _tell(self, channel: str, payload: str) -> None:
+        if len(self._untold) < UNTOLD_MAX:
+            self._untold[channel, payload] = None
+        self._wake_others.set()
 
     async def _hold_mask(self) -> None:
         self._mask_held = False  # a new connection holds no lock
@@ -302,6 +328,9 @@ class Listener:
         """Run a statement on the control connection; beats, probes and wakes take turns."""
         async with self._control_turn:
             return await self._control.fetch(self._sql[name], **values)
+
+    def _hand_over(self, heard: Callable[[str], None], payload: str) -> None:
+        self._to_main(functools.partial(heard, payload))
 
     def _to_main(self, call: Callable[[], None]) -> None:
         if self._main is not None:

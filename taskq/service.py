@@ -18,33 +18,24 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from taskq import __version__
-from taskq.batch import Batch
 from taskq.budget import Budget
 from taskq.config import Settings, redact_url
 from taskq.control import Control, Waiters
 from taskq.dispatcher import Dispatcher
-from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
+from taskq.errors import ConfigError, StoreUnavailable
 from taskq.intake import Intake
-from taskq.kinds.email import Email
-from taskq.kinds.mailing import Mailing, Senders
-from taskq.kinds.registry import Registry, make_kind
+from taskq.kinds.registry import Registry
 from taskq.listener import Listener
 from taskq.listing import Listing
-from taskq.mail.dkim import load_signers
-from taskq.mail.envelope import Transport
-from taskq.mail.inbox import CapturedMail, Inbox
-from taskq.mail.pool import PoolLimits
-from taskq.mail.relay import transport_from_url
-from taskq.mail.staging import Staging
+from taskq.mailroom import Mailroom, where_mails_go
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
 from taskq.sweeper import Sweeper
-from taskq.task import RetryPolicy
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
@@ -60,7 +51,6 @@ SERVER_VERSION_MIN = 150_000
 START_TIMEOUT_S = 30.0  # for the first lease once the database answers
 DEATH_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
-CAPTURE_BATCH_MAX = 500
 COLLECT_AFTER = (50_000, 20, 50)  # new containers, then young and middle collections
 
 
@@ -72,6 +62,8 @@ class Banner:
     url: str
     database: str
     mails: str
+    receives: str
+    """Where mails of other programs are caught; empty: nowhere."""
     role: str
     warnings: tuple[str, ...]
 
@@ -81,6 +73,7 @@ class Parts:
     """The running parts of one process."""
 
     store: Store
+    mailroom: Mailroom
     registry: Registry
     listener: Listener
     dispatcher: Dispatcher
@@ -114,7 +107,7 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
                 api,
                 TaskPages(parts.store, parts.control, wait_s_max=settings.wait_s_max),
                 TaskList(Listing(parts.store)),
-                InboxPages(parts.store),
+                InboxPages(parts.mailroom.store, parts.mailroom.mailbox),
             ]
             site = Site(
                 [] if settings.role == "worker" else pages,
@@ -123,11 +116,13 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             )
             url = await _serve_somewhere(site, settings, parts.listener)
             parts.listener.url = url
-            announce(Banner(__version__, url, described, _mails(settings), settings.role, warnings))
+            receives = parts.mailroom.receiver.place if parts.mailroom.receiver else ""
+            announce(Banner(__version__, url, described, where_mails_go(settings), receives, settings.role, warnings))
             spare_collector()
             await stop.wait()
             logger.info("stopping")
             api.stopping = True
+            parts.mailroom.mailbox.close()
             if settings.role != "worker":
                 await parts.intake.empty()
             if settings.role != "api":
@@ -183,17 +178,12 @@ async def running_parts(
     store = Store(dsn, settings)
     try:
         server = await _ask(store)
-        captures: Batch[CapturedMail, None] = Batch(lambda mails: _capture(store, mails), size_max=CAPTURE_BATCH_MAX)
-        transport = transport_from_url(
-            settings.smtp_url.get_secret_value(),
-            captures.put,
-            pool=PoolLimits(connections_max=settings.smtp_connections_max),
-        )
-        if settings.mail_only_to or settings.mail_redirect_to:
-            transport = Staging(transport, Inbox(captures.put), settings.mail_only_to, settings.mail_redirect_to)
-        registry = _registry(settings, transport)
-        prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
+        mailroom = Mailroom.open(settings, store, listener)
+        registry = Registry()
+        registry.add(mailroom.kind)
+        registry.load(settings.handlers)
+        prepare(registry)
         worker = Worker(registry, server.installation, store.bundles.blob)
         waiters = Waiters(size_max=settings.waiters_max)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener, ended=waiters.ended)
@@ -202,9 +192,10 @@ async def running_parts(
         )
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
-        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
+        sweeper = Sweeper(store, mailroom.store, listener.lease, settings, wake=dispatcher.wake.now)
         if settings.role != "api":
-            listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost, cancel=control.look)
+            listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
+            listener.hear("taskq_cancel", lambda _told: control.look())
         ready = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(listener.run(ready), name="listener")]
@@ -214,16 +205,16 @@ async def running_parts(
                 group.create_task(part, name=name)
                 for name, part in (
                     ("intake", intake.run()),
-                    ("inbox", captures.run()),
                     ("sweeper", sweeper.run()),
                     ("control", control.run()),
+                    *mailroom.running(),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
             ]
-            yield Parts(store, registry, listener, dispatcher, intake, sweeper, control, group), server
+            yield Parts(store, mailroom, registry, listener, dispatcher, intake, sweeper, control, group), server
             for task in reversed(running):
                 task.cancel()
-        await transport.close()
+        await mailroom.close()
     finally:
         await store.close()
 
@@ -234,39 +225,6 @@ def _wake_all(dispatcher: Dispatcher, listener: Listener) -> Callable[[], None]:
         listener.notify_others()
 
     return wake
-
-
-def _registry(settings: Settings, transport: Transport) -> Registry:
-    registry = Registry()
-    senders = Senders(settings.mail_from, settings.mail_from_domains)
-    mailing = Mailing(
-        senders,
-        bytes_max=settings.mail_bytes_max,
-        recipients_max=settings.mail_recipients_max,
-        max_attempts=settings.max_attempts,
-        knows_relay=lambda _name: False,  # the one relay has no name
-    )
-    registry.add(
-        make_kind(
-            "email",
-            Email(transport, senders, load_signers(settings.dkim)),
-            RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
-            settings.mail_timeout_s,
-            max_attempts=settings.max_attempts,
-            ack_each=not _catches(settings),
-            bundle=mailing.bundle,
-        )
-    )
-    registry.load(settings.handlers)
-    return registry
-
-
-async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[BaseException | None]:
-    try:
-        await store.capture([(mail.task_id, mail.sender, mail.recipient, mail.message) for mail in mails])
-    except (StoreUnavailable, StoreRefused) as error:
-        return [error] * len(mails)
-    return [None] * len(mails)
 
 
 async def _ask(store: Store) -> Server:
@@ -310,20 +268,6 @@ def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:
         "running": parts.dispatcher.running,
         "pid": os.getpid(),
     }
-
-
-def _catches(settings: Settings) -> bool:
-    return settings.smtp_url.get_secret_value() in ("", "inbox:")
-
-
-def _mails(settings: Settings) -> str:
-    if _catches(settings):
-        return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
-    sent = f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
-    if not settings.mail_only_to and not settings.mail_redirect_to:
-        return sent
-    others = f"redirected to {settings.mail_redirect_to}" if settings.mail_redirect_to else "caught in the local inbox"
-    return f"{sent} to {', '.join(settings.mail_only_to) or 'nobody'}; those to others are {others}"
 
 
 def spare_collector() -> None:

@@ -53,25 +53,26 @@ class Server:
 
 
 class Store:
-    """Tasks, attempts, counters and captured mails in PostgreSQL."""
+    """Tasks, attempts and counters in PostgreSQL."""
 
     def __init__(self, dsn: str, settings: Settings) -> None:
         """Prepare the connections; they open on demand."""
         self._sql = sql.load("tasks")
-        pooled = settings.database_direct_url is not None
-
-        def session(name: str) -> Session:
-            return Session(dsn, name=f"taskq {name}", timeout_s=settings.database_timeout_s, pooled=pooled)
-
-        self._inserts = session("insert")
-        self._claims = session("claim")
-        self._settles = session("settle")
-        self._captures = session("inbox")
+        self._dsn = dsn
+        self._timeout_s = settings.database_timeout_s
+        self._pooled = settings.database_direct_url is not None
+        self._inserts = self.session("insert")
+        self._claims = self.session("claim")
+        self._settles = self.session("settle")
         self.reads = Sessions(
-            lambda: session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
+            lambda: self.session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
         )
         """Connections that whoever reads and sweeps shares."""
-        self.bundles = Bundles(session("bundle"), self.reads)
+        self.bundles = Bundles(self.session("bundle"), self.reads)
+
+    def session(self, name: str) -> Session:
+        """Make one more connection, which the caller closes; it opens on demand and is shown by its name."""
+        return Session(self._dsn, name=f"taskq {name}", timeout_s=self._timeout_s, pooled=self._pooled)
 
     async def prepare(self) -> None:
         """Connect the hot paths and let PostgreSQL parse their statements, before anything depends on them.
@@ -204,10 +205,9 @@ class Store:
             await session.fetch(self._sql["lock_blobs"], digests=digests)
             await session.fetch(self._sql["prune_blobs"], digests=digests)
 
-    async def prune_rest(self, *, retention_s: float, inbox_mails_max: int) -> None:
-        """Delete old counters and the oldest captured mails."""
+    async def prune_counts(self, *, retention_s: float) -> None:
+        """Delete old counters."""
         await self._read("prune_counts", retention_s=retention_s)
-        await self._read("prune_inbox", keep=inbox_mails_max)
 
     async def partitions(self) -> tuple[int, list[int]]:
         """Return the last id given out and the numbers of the partitions that exist."""
@@ -252,22 +252,6 @@ class Store:
         names = ("attempt", "run", "started_at", "ended_at", "outcome", "error")
         return [dict(zip(names, row, strict=True)) for row in await self._read("attempts", id=task_id, limit=limit)]
 
-    async def capture(self, mails: Sequence[tuple[int, str, str, bytes]]) -> None:
-        """Store captured mails: task id, sender, recipient and message of each."""
-        ids, senders, recipients, messages = zip(*mails, strict=True)
-        await self._captures.fetch(
-            self._sql["capture"], task_ids=ids, senders=senders, recipients=recipients, messages=messages
-        )
-
-    async def inbox(self, *, before: int, limit: int) -> Sequence[Sequence[Any]]:
-        """Read captured mails, newest first: id, task id, sender, recipient, when, message."""
-        return await self._read("inbox", before=before, limit=limit)
-
-    async def inbox_mail(self, mail_id: int) -> Sequence[Any] | None:
-        """Read one captured mail."""
-        rows = await self._read("inbox_mail", id=mail_id)
-        return rows[0] if rows else None
-
     async def server(self) -> Server:
         """Ask the server what it is and how durable its commits are."""
         row = (await self._read("server"))[0]
@@ -277,7 +261,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in (self._inserts, self._claims, self._settles, self._captures, self.bundles, self.reads):
+        for session in (self._inserts, self._claims, self._settles, self.bundles, self.reads):
             await session.close()
 
     async def _read(self, name: str, **values: object) -> Sequence[Sequence[Any]]:

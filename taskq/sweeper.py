@@ -21,6 +21,7 @@ from collections.abc import Callable
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
+from taskq.mailstore import MailStore
 from taskq.sql import Statement
 from taskq.store import Store
 
@@ -46,16 +47,20 @@ HOT = (
 class Sweeper:
     """Rescues, expires, prunes and keeps partitions ahead."""
 
-    def __init__(self, store: Store, lease: Lease, settings: Settings, *, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, mails: MailStore, lease: Lease, settings: Settings, *, wake: Callable[[], None]
+    ) -> None:
         """Prepare; `run` starts it.
 
         Args:
             store: What to sweep.
+            mails: What to keep bounded.
             lease: Our own, which is never ended here.
             settings: Of the process.
             wake: Tells the dispatcher that rescued tasks wait.
         """
         self._store = store
+        self._mails = mails
         self._lease = lease
         self._settings = settings
         self._wake = wake
@@ -115,7 +120,8 @@ class Sweeper:
                 self._pruned_to = 0
                 break
             self._pruned_to = last
-        await self._store.prune_rest(retention_s=COUNTS_KEPT_S, inbox_mails_max=self._settings.inbox_mails_max)
+        await self._store.prune_counts(retention_s=COUNTS_KEPT_S)
+        await self._mails.prune(keep=self._settings.inbox_mails_max)
         return total
 
     async def keep_partitions(self) -> None:

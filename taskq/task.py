@@ -338,6 +338,11 @@ class Context:
         return self._run.id
 
     @property
+    def run(self) -> int:
+        """Executions so far, this one included, also those that gave their attempt back."""
+        return self._run.run
+
+    @property
     def attempt(self) -> int:
         """Attempts so far, this one included."""
         return self._run.attempt

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as property_tests
 
 from taskq.config import Settings
+from taskq.mailstore import MailStore
 from taskq.postgres import EmbeddedPostgres
 from taskq.store import Store
 
@@ -126,6 +127,14 @@ def settings(database: str) -> Settings:
 async def store(database: str, settings: Settings):
     """A store on the fresh database."""
     opened = Store(database, settings)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def mails(store: Store):
+    """The captured mails of the fresh database."""
+    opened = MailStore(store.session("inbox"), store.reads)
     yield opened
     await opened.close()
 

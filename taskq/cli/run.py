@@ -53,6 +53,7 @@ def _announce(banner: Banner) -> None:
         f"  HTTP      {banner.url}",
         f"  database  {banner.database}",
         f"  mails     {banner.mails}",
+        *([f"  SMTP      {banner.receives}, caught in the inbox"] if banner.receives else []),
         *(f"  WARNING   {warning}" for warning in banner.warnings),
     ]
     if banner.role != "worker":

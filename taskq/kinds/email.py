@@ -80,6 +80,7 @@ class Email:
             context.note,
             context.seal if only_once else None,
             sensitive=payload.get("sensitive", False),
+            run=context.run,
         )
         try:
             await self._transport.send(envelope, context.uninterruptible)

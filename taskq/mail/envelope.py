@@ -50,6 +50,8 @@ class Envelope:
     """Awaited before the content leaves, where a mail must never be sent twice."""
     sensitive: bool = False
     """Whether logs may not even hint at who it is for."""
+    run: int = 1
+    """Which execution of the task this is, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,27 @@
 """The inbox transport: mail is captured instead of sent, so that a first run needs no relay.
 
-It looks like a relay to the handler and takes every mail.  Capturing means awaiting one function
-that the service gives it (the store writes the row); this module knows no SQL.  When the database
-can't be reached the mail is snoozed, as with any relay that is down.
+It looks like a relay to the handler.  Capturing means awaiting one function that the service gives
+it (`mailbox` stores the mail); this module knows no SQL.  When the database can't be reached the
+mail is snoozed, as with any relay that is down.  Some addresses are refused as a relay might refuse
+them: see `simulator`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
-from taskq.errors import Snooze, StoreUnavailable
+from taskq.errors import Snooze, StoreUnavailable, TaskError
+from taskq.mail.classify import Phase
+from taskq.mail.consequence import consequence
 from taskq.mail.envelope import Envelope, Receipt, Span
+from taskq.mail.reader import subject_of
+from taskq.mail.simulator import Act, act_for
+from taskq.mailstore import CapturedMail
 
-__all__ = ["Capture", "CapturedMail", "Inbox"]
+__all__ = ["Capture", "Inbox"]
 
 SNOOZE_S = 2.0  # until the next try when the database could not be reached
-
-
-@dataclass(frozen=True, slots=True)
-class CapturedMail:
-    """A mail as the inbox keeps it."""
-
-    task_id: int
-    """The task that sent it."""
-    sender: str
-    """Envelope sender."""
-    recipient: str
-    """Envelope recipient."""
-    message: bytes
-    """The whole mail as a relay would have received it."""
-
+NAME = "inbox"
+ACCEPTED = 250  # RFC 5321 §4.2.3
 
 Capture = Callable[[CapturedMail], Awaitable[None]]
 """Stores one mail and returns once it is committed; concurrent calls may share a commit."""
@@ -45,13 +38,47 @@ class Inbox:
 
     async def send(self, envelope: Envelope, span: Span) -> Receipt:
         """Capture one mail; see `Transport.send`."""
-        mail = CapturedMail(envelope.task_id, envelope.sender, envelope.recipient, envelope.message)
-        try:
-            with span():
-                await self._capture(mail)
-        except StoreUnavailable as error:
-            raise Snooze(f"the inbox can't store mail now ({error}): tried again soon", delay_s=SNOOZE_S) from error
-        return Receipt("inbox", 250, "captured", None)
+        act = act_for(envelope.recipient, envelope.run)
+        if act is not None and act.phase is not Phase.DOT:
+            raise _failure(act, envelope)
+        if envelope.seal is not None:
+            await envelope.seal()
+        with span():
+            if act is None or act.takes:
+                await self._keep(envelope)
+            if act is None:
+                return Receipt(NAME, ACCEPTED, "captured", None)
+            await asyncio.sleep(act.delay_s)
+        if act.code == ACCEPTED:
+            return Receipt(NAME, ACCEPTED, act.reply, None)
+        raise _failure(act, envelope)
 
     async def close(self) -> None:
         """Do nothing: the inbox holds no connection of its own."""
+
+    async def _keep(self, envelope: Envelope) -> None:
+        subject = subject_of(envelope.message)
+        try:
+            await self._capture(
+                CapturedMail(envelope.task_id, envelope.sender, envelope.recipient, subject, envelope.message)
+            )
+        except StoreUnavailable as error:
+            raise Snooze(f"the inbox can't store mail now ({error}): tried again soon", delay_s=SNOOZE_S) from error
+
+
+def _failure(act: Act, envelope: Envelope) -> Snooze | TaskError:
+    """Return what a simulated relay's answer means, and note it as a try of a relay is noted."""
+    verdict = act.verdict
+    if envelope.note is not None:
+        envelope.note(
+            {
+                "relay": NAME,
+                "phase": act.phase,
+                "code": act.code,
+                "enhanced": act.enhanced,
+                "text": act.reply,
+                "scope": verdict.scope,
+                "verdict": verdict.ruling,
+            }
+        )
+    return consequence(verdict, "the inbox", act.phase, act.code, act.reply)

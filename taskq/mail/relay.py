@@ -20,6 +20,7 @@ from taskq.mail.address import mask_address
 from taskq.mail.breaker import Breaker, Ticket
 from taskq.mail.channel import Reply
 from taskq.mail.classify import Phase, Ruling, Scope, Verdict
+from taskq.mail.consequence import consequence
 from taskq.mail.envelope import Envelope, Receipt, Span, Transport
 from taskq.mail.inbox import Capture, Inbox
 from taskq.mail.pool import Pool, PoolLimits
@@ -135,19 +136,7 @@ class Relay:
         if verdict.scope is Scope.RELAY:
             return self._relay_failed(failure, verdict, ticket)
         self._note_success(ticket)  # whatever it thinks of this mail, the relay works
-        said = f"{failure.code} {failure.text}" if failure.code >= 100 else failure.text
-        about = f"{verdict.scope} at {failure.phase.upper()}"
-        match verdict.ruling:
-            case Ruling.PERMANENT:
-                return TaskError(f"{self._server} refused the {about}: {said}", retryable=False, reason="permanent")
-            case Ruling.AMBIGUOUS:
-                return TaskError(
-                    f"ambiguous: {self._server} may or may not have taken the mail ({said})",
-                    reason="outcome_unknown",
-                    retry_after_s=verdict.hint_s,
-                )
-            case _:
-                return TaskError(f"{self._server} put off the {about}: {said}", retry_after_s=verdict.hint_s)
+        return consequence(verdict, str(self._server), failure.phase, failure.code, failure.text)
 
     def _relay_failed(self, failure: SmtpFailure, verdict: Verdict, ticket: Ticket) -> Snooze:
         if failure.phase in {Phase.RCPT, Phase.DATA} and verdict.ruling is Ruling.TRANSIENT:

@@ -22,9 +22,10 @@ select id, pid, pid_start from taskq.lease where namespace = :namespace and id <
 -- End a lease whose process is known to be gone, or our own at a graceful stop.
 delete from taskq.lease where id = :lease;
 
--- name: wake
--- Wake the dispatchers of the other instances; alone in its transaction, so that nobody waits for a flush.
-select pg_notify('taskq_wake', '');
+-- name: tell
+-- Notify the other instances; alone in its transaction, so that nobody waits for a flush.
+select pg_notify(channel, payload)
+  from unnest(:channels::text[], :payloads::text[]) as told (channel, payload);
 
 -- name: probe
 -- Send ourselves a nonce; hearing it on the listening connection proves that LISTEN works end to end.

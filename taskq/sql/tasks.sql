@@ -301,11 +301,6 @@ delete from taskq.blob b
 delete from taskq.minute_count
  where minute < now() - :retention_s::float8 * interval '1 second';
 
--- name: prune_inbox
--- Keep the newest :keep captured mails.
-delete from taskq.inbox
- where id <= (select max(id) from taskq.inbox) - :keep::bigint;
-
 -- name: partitions
 -- Say how far the ids have come and which partitions exist.
 select (select last_value from taskq.task_id) as last_id,
@@ -360,27 +355,6 @@ select attempt, run, started_at, ended_at, outcome, error
  where task_id = :id
  order by run
  limit :limit;
-
--- name: capture
--- Store a batch of captured mails.
-insert into taskq.inbox (task_id, sender, recipient, message)
-select task_id, sender, recipient, message
-  from unnest(:task_ids::bigint[], :senders::text[], :recipients::text[], :messages::bytea[])
-       as m (task_id, sender, recipient, message);
-
--- name: inbox
--- List captured mails, newest first, :limit of those before id :before.
-select id, task_id, sender, recipient, captured_at, message
-  from taskq.inbox
- where id < :before
- order by id desc
- limit :limit;
-
--- name: inbox_mail
--- Read one captured mail.
-select id, task_id, sender, recipient, captured_at, message
-  from taskq.inbox
- where id = :id;
 
 -- name: server
 -- Read what decides whether a commit is durable, and who this database is.

@@ -109,7 +109,7 @@ def test_mails_are_redirected_to_one_address(database: str, tmp_path: Path):
         task_id = program.call("POST", "/task/", MAIL).json["id"]
         wait_until(lambda: status_of(program, task_id) == "Ok")
         [mail] = program.call("GET", "/inbox").json["mails"]
-        message = program.call("GET", f"/inbox/{mail['id']}").body
+        message = program.call("GET", f"/inbox/{mail['id']}/raw").body
 
     assert mail["to"] == "team@example.com"
     assert message.startswith(b"X-Original-To: example@gmail.com\r\nFrom: ")

@@ -28,6 +28,7 @@ from taskq.task import Change, Status
 CALLERS = {
     "bundle": "bundles",
     "control": "control",
+    "inbox": "mailstore",
     "lease": "listener",
     "listing": "listing",
     "tasks": "store",

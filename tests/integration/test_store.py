@@ -538,17 +538,15 @@ async def test_prune_walks_the_ids_in_batches(store: Store, connection: Connecti
     assert (first, second, end) == ((ids[1], 2), (ids[4], 3), (None, 0))
 
 
-async def test_prune_rest_forgets_old_counters_and_mails(store: Store, connection: Connection):
+async def test_prune_counts_forgets_old_counters(store: Store, connection: Connection):
     await connection.execute(
         "insert into taskq.minute_count"
         " values (now() - interval '9 days', 1, 'q', 'k', 2, 5), (now(), 1, 'q', 'k', 2, 6)"
     )
-    await store.capture([(n, "a@b", "c@d", b"x") for n in range(5)])
 
-    await store.prune_rest(retention_s=8 * 86_400, inbox_mails_max=2)
+    await store.prune_counts(retention_s=8 * 86_400)
 
     assert await connection.fetchval("select sum(n) from taskq.minute_count") == 6
-    assert [mail[1] for mail in await store.inbox(before=10**6, limit=10)] == [4, 3]
 
 
 async def test_prune_attempts_forgets_a_span_of_ids(store: Store, connection: Connection):
@@ -604,18 +602,6 @@ async def test_attempts_are_shown_the_oldest_first(store: Store, connection: Con
         (2, 2, "failed", "second"),
     ]
     assert len(await store.attempts(task_id, limit=1)) == 1
-
-
-async def test_inbox_shows_mails_newest_first_page_by_page(store: Store):
-    await store.capture([(n, "from@a", "to@b", b"mail") for n in (7, 8, 9)])
-
-    page = await store.inbox(before=10**9, limit=2)
-    rest = await store.inbox(before=page[-1][0], limit=2)
-
-    assert [mail[1] for mail in page] == [9, 8]
-    assert [tuple(mail[1:4]) for mail in rest] == [(7, "from@a", "to@b")]
-    assert (await store.inbox_mail(rest[0][0]) or ())[5] == b"mail"
-    assert await store.inbox_mail(10**9) is None
 
 
 async def test_server_says_what_makes_a_commit_less_than_durable(store: Store, connection: Connection):

@@ -13,6 +13,7 @@ from taskq import sweeper as module
 from taskq.config import Settings
 from taskq.errors import StoreUnavailable
 from taskq.lease import Lease
+from taskq.mailstore import MailStore
 from taskq.store import Store
 from taskq.sweeper import PARTITION_IDS, PARTITIONS_AHEAD, Sweeper
 from taskq.task import Change, Status
@@ -42,8 +43,8 @@ async def lease(connection: Connection) -> Lease:
 
 
 @pytest.fixture
-def sweeper(store: Store, lease: Lease, settings: Settings, wakes: Wakes) -> Sweeper:
-    return Sweeper(store, lease, settings, wake=wakes)
+def sweeper(store: Store, mails: MailStore, lease: Lease, settings: Settings, wakes: Wakes) -> Sweeper:
+    return Sweeper(store, mails, lease, settings, wake=wakes)
 
 
 async def running_at(connection: Connection, owner: int, **columns: Any) -> int:

@@ -16,12 +16,14 @@ from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.dkim import Signer
 from taskq.mail.envelope import Envelope, Receipt
-from taskq.mail.inbox import CapturedMail, Inbox
+from taskq.mail.inbox import Inbox
 from taskq.mail.relay import Relay, transport_from_url
+from taskq.mailstore import CapturedMail
 from taskq.task import Context, Run
 from taskq.uid import uid_of
 
 UID = uid_of(7, INSTALLATION)
+MAIL = b"Subject: Hi\r\n\r\ntext\r\n"
 
 
 def context() -> Context:
@@ -187,10 +189,10 @@ async def test_transport_is_the_inbox_when_no_relay_is_named(url: str) -> None:
         captured.append(mail)
 
     transport = transport_from_url(url, capture)
-    receipt = await transport.send(Envelope("a@x.test", "b@x.test", b"m\r\n", False, 7), nullcontext)
+    receipt = await transport.send(Envelope("a@x.test", "b@x.test", MAIL, False, 7), nullcontext)
     await transport.close()
 
-    assert captured == [CapturedMail(7, "a@x.test", "b@x.test", b"m\r\n")]
+    assert captured == [CapturedMail(7, "a@x.test", "b@x.test", "Hi", MAIL)]
     assert receipt == Receipt("inbox", 250, "captured", None)
     assert repr(transport) == "Inbox()"
 

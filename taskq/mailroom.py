@@ -1,0 +1,107 @@
+"""What mails need, built from the settings: where they go, the inbox, the kind of work.
+
+Outgoing, from the handler down: the kind `email` → staging, where it is asked for → the relays, or the
+inbox.  Incoming: other programs' mails by the receiver → the mailbox.  The service runs the parts
+that have a `run`, and closes the rest.
+"""
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from taskq.config import Settings, redact_url
+from taskq.kinds.email import Email
+from taskq.kinds.mailing import Mailing, Senders
+from taskq.kinds.registry import Kind, make_kind
+from taskq.listener import Listener
+from taskq.mail.dkim import load_signers
+from taskq.mail.envelope import Transport
+from taskq.mail.inbox import Inbox
+from taskq.mail.mailbox import CHANNEL, Mailbox
+from taskq.mail.pool import PoolLimits
+from taskq.mail.receiver import Receiver
+from taskq.mail.relay import transport_from_url
+from taskq.mail.staging import Staging
+from taskq.mailstore import MailStore
+from taskq.store import Store
+from taskq.task import RetryPolicy
+
+__all__ = ["Mailroom", "where_mails_go"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mailroom:
+    """The parts of one process that have to do with mail."""
+
+    store: MailStore
+    mailbox: Mailbox
+    receiver: Receiver | None
+    transport: Transport
+    kind: Kind
+    """The kind `email`."""
+
+    @classmethod
+    def open(cls, settings: Settings, store: Store, listener: Listener) -> "Mailroom":
+        """Build the parts; raises `ConfigError` where a setting can't be used."""
+        mails = MailStore(store.session("inbox"), store.reads)
+        mailbox = Mailbox(mails, waiters_max=settings.inbox_waiters_max, tell_others=listener.tell_others)
+        listener.hear(CHANNEL, mailbox.heard)
+        receiver = None if settings.inbox_smtp_port is None else Receiver(settings.inbox_smtp_port, mailbox)
+        transport = _transport(settings, mailbox)
+        return cls(mails, mailbox, receiver, transport, _kind(settings, transport))
+
+    def running(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """Return the parts that run for ever, by name."""
+        parts = [("inbox", self.mailbox.run())]
+        return parts if self.receiver is None else [*parts, ("receiver", self.receiver.run())]
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        await self.transport.close()
+        await self.store.close()
+
+
+def _transport(settings: Settings, mailbox: Mailbox) -> Transport:
+    transport = transport_from_url(
+        settings.smtp_url.get_secret_value(),
+        mailbox.capture,
+        pool=PoolLimits(connections_max=settings.smtp_connections_max),
+    )
+    if settings.mail_only_to or settings.mail_redirect_to:
+        transport = Staging(transport, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
+    return transport
+
+
+def _kind(settings: Settings, transport: Transport) -> Kind:
+    senders = Senders(settings.mail_from, settings.mail_from_domains)
+    mailing = Mailing(
+        senders,
+        bytes_max=settings.mail_bytes_max,
+        recipients_max=settings.mail_recipients_max,
+        max_attempts=settings.max_attempts,
+        knows_relay=lambda _name: False,  # the one relay has no name
+    )
+    return make_kind(
+        "email",
+        Email(transport, senders, load_signers(settings.dkim)),
+        RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
+        settings.mail_timeout_s,
+        max_attempts=settings.max_attempts,
+        ack_each=not _catches(settings),
+        bundle=mailing.bundle,
+    )
+
+
+def _catches(settings: Settings) -> bool:
+    return settings.smtp_url.get_secret_value() in ("", "inbox:")
+
+
+def where_mails_go(settings: Settings) -> str:
+    """Say for people where mails go, without secrets."""
+    if _catches(settings):
+        return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
+    sent = f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+    if not settings.mail_only_to and not settings.mail_redirect_to:
+        return sent
+    others = f"redirected to {settings.mail_redirect_to}" if settings.mail_redirect_to else "caught in the local inbox"
+    return f"{sent} to {', '.join(settings.mail_only_to) or 'nobody'}; those to others are {others}"
