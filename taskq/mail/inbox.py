@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from taskq.errors import Snooze, StoreUnavailable, TaskError
-from taskq.mail.classify import Phase
+from taskq.mail.classify import Phase, Ruling
 from taskq.mail.consequence import consequence
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.reader import subject_of
@@ -73,12 +73,13 @@ def _failure(act: Act, envelope: Envelope) -> Snooze | TaskError:
         envelope.note(
             {
                 "relay": NAME,
-                "phase": act.phase,
-                "code": act.code,
-                "enhanced": act.enhanced,
+                "phase": str(act.phase),
+                "ruling": str(verdict.ruling),
+                "scope": str(verdict.scope),
+                "code": act.code if act.code >= 100 else None,
+                "enhanced": act.enhanced or None,
                 "text": act.reply,
-                "scope": verdict.scope,
-                "verdict": verdict.ruling,
+                "ambiguous": verdict.ruling is Ruling.AMBIGUOUS,
             }
         )
     return consequence(verdict, "the inbox", act.phase, act.code, act.reply)
