@@ -8,10 +8,11 @@ else is the service that `taskq run` starts.
 from importlib.metadata import PackageNotFoundError, version
 
 from taskq.errors import Snooze, TaskError
+from taskq.facts import Privacy
 from taskq.kinds.registry import handler
 from taskq.task import Context, RetryPolicy
 
-__all__ = ["Context", "RetryPolicy", "Snooze", "TaskError", "__version__", "handler"]
+__all__ = ["Context", "Privacy", "RetryPolicy", "Snooze", "TaskError", "__version__", "handler"]
 
 try:
     __version__ = version("taskq")

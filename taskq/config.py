@@ -149,6 +149,13 @@ class Settings(BaseSettings):
     # Mail: who may be written to
 
     # Mail: what is kept of it
+    mail_content_days: float = Field(
+        7.0,
+        ge=0,
+        le=36_500,
+        description="Days that the content of mails is kept once they are sent or failed, in the inbox too; 0: not at "
+        "all. Then only the masked recipient stays, until retention_days.",
+    )
 
     # Mail: made from templates
 

@@ -29,7 +29,7 @@ from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
 from taskq.store import EARLIEST, Store
-from taskq.task import Change, Failed, Released, RetryPolicy, Run, Status, settle
+from taskq.task import OUTCOME_UNKNOWN, Change, Failed, Released, Run, Status
 from taskq.wake import Signals, Wake
 from taskq.worker import Execution, Worker
 
@@ -45,7 +45,6 @@ MARK_SLACK = timedelta(milliseconds=200)
 BACKOFF_S = (0.1, 5.0)
 LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
 WATCH_S = 0.25  # between looks for runs that take too long
-UNKNOWN_KIND_POLICY = RetryPolicy()
 UNKNOWN_KIND_TIMEOUT_S = 60.0
 UNSTORABLE = "unstorable_outcome"
 
@@ -84,6 +83,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
         self.stale = 0
+        self.unknown = 0  # runs that may have had their effect without our knowing
 
     # -- births: slots for the intake
 
@@ -256,7 +256,8 @@ class Dispatcher:
             if execution.ended_as is None:
                 raise  # the process goes down with an error
             outcome = execution.ended_as
-        change = settle(run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
+        change = execution.change(outcome)
+        self.unknown += execution.outcome_unknown(change)
         try:
             if kind is not None and kind.ack_each and not self._draining:
                 await self._settles.put((run, change))
@@ -280,7 +281,7 @@ class Dispatcher:
                 kind = execution.kind
                 if kind is not None and execution.deadline < now and execution.context.interruptible:
                     message = f"the run took longer than the {kind.timeout_s:g} s that the kind {kind.name} allows"
-                    execution.end(Failed(message))
+                    execution.end(Failed(message, reason=OUTCOME_UNKNOWN))
 
     async def _settle(self, batch: list[tuple[Run, Change]]) -> list[bool]:
         """Write outcomes, repeating until PostgreSQL has them: the guards make a second write harmless."""

@@ -25,7 +25,8 @@ from taskq import __version__
 from taskq.batch import Batch
 from taskq.config import Settings, redact_url
 from taskq.dispatcher import Dispatcher
-from taskq.errors import ConfigError, StoreRefused, StoreUnavailable
+from taskq.errors import ConfigError, Snooze, StoreRefused, StoreUnavailable
+from taskq.facts import Privacy
 from taskq.intake import Intake
 from taskq.kinds.email import Email
 from taskq.kinds.registry import Registry, make_kind
@@ -39,7 +40,7 @@ from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
 from taskq.sweeper import Sweeper
-from taskq.task import RetryPolicy
+from taskq.task import RetryPolicy, Run
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
@@ -54,6 +55,9 @@ START_TIMEOUT_S = 30.0  # for the first lease once the database answers
 DEATH_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
 CAPTURE_BATCH_MAX = 500
+SEAL_BATCH_MAX = 1_000
+SEAL_SNOOZE_S = 2.0  # until the next try when a run could not be sealed
+MAIL_KEEPS = ("to",)  # of a mail's payload when its content is erased
 COLLECT_AFTER = (50_000, 20, 50)  # new containers, then young and middle collections
 
 
@@ -177,11 +181,12 @@ async def running_parts(
         registry = _registry(settings, transport)
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
-        worker = Worker(registry, server.installation)
+        seals: Batch[Run, None] = Batch(lambda runs: _seal(store, runs), size_max=SEAL_BATCH_MAX)
+        worker = Worker(registry, server.installation, seals.put)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
-        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
+        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now, privacy=registry.private)
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
         ready = asyncio.Event()
@@ -194,6 +199,7 @@ async def running_parts(
                 for name, part in (
                     ("intake", intake.run()),
                     ("inbox", captures.run()),
+                    ("seals", seals.run()),
                     ("sweeper", sweeper.run()),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
@@ -216,6 +222,7 @@ def _registry(settings: Settings, transport: Transport) -> Registry:
             settings.mail_timeout_s,
             max_attempts=settings.max_attempts,
             ack_each=not _catches(settings),
+            privacy=Privacy(MAIL_KEEPS, settings.mail_content_days),
         )
     )
     registry.load(settings.handlers)
@@ -228,6 +235,16 @@ async def _capture(store: Store, mails: list[CapturedMail]) -> Sequence[BaseExce
     except (StoreUnavailable, StoreRefused) as error:
         return [error] * len(mails)
     return [None] * len(mails)
+
+
+async def _seal(store: Store, runs: list[Run]) -> Sequence[BaseException | None]:
+    try:
+        ours = await store.seal(runs)
+    except (StoreUnavailable, StoreRefused) as error:
+        message = f"that the content is about to leave can't be stored now ({error}): nothing left, tried again soon"
+        return [Snooze(message, delay_s=SEAL_SNOOZE_S) for _ in runs]
+    lost = "the run was taken over by another instance: nothing left"
+    return [None if (run.id, run.run) in ours else Snooze(lost, delay_s=SEAL_SNOOZE_S) for run in runs]
 
 
 async def _ask(store: Store) -> Server:
@@ -269,6 +286,7 @@ def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:
         "database": described if holds else "unavailable",
         "listener": "up" if parts.listener.listening else "down",
         "running": parts.dispatcher.running,
+        "outcomes_unknown": parts.dispatcher.unknown + parts.sweeper.unknown,
         "pid": os.getpid(),
     }
 

@@ -7,15 +7,18 @@ PostgreSQL can't be reached; a caller that must not lose its values repeats, sin
 state is guarded and so harmless the second time.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from taskq import sql
 from taskq.config import Settings
 from taskq.database import Session, Sessions
+from taskq.facts import Privacy
 from taskq.task import Change, NewTask, Run, Status, Task
 
 __all__ = ["EARLIEST", "Lane", "Server", "Store"]
@@ -64,6 +67,7 @@ class Store:
 
         self._inserts = session("insert")
         self._claims = session("claim")
+        self._seals = session("seal")
         self._settles = session("settle")
         self._captures = session("inbox")
         self.reads = Sessions(
@@ -112,7 +116,7 @@ class Store:
             slots=slots,
             owner=owner,
         )
-        return [(_run(row, owner), (row[8], row[9]), row[10]) for row in rows]
+        return [(_run(row, owner), (row[9], row[10]), row[11]) for row in rows]
 
     async def claim_suspect(self, *, owner: int) -> Run | None:
         """Claim one task that was running during two crashes."""
@@ -133,10 +137,23 @@ class Store:
         ids, numbers = zip(*runs, strict=True)
         return [row[0] for row in await self._claims.fetch(self._sql["release"], ids=ids, runs=numbers, owner=owner)]
 
+    async def seal(self, runs: Sequence[Run]) -> set[tuple[int, int]]:
+        """Write that the content of these runs may leave; return id and run of those that are still ours."""
+        rows = await self._seals.fetch(
+            self._sql["seal"],
+            ids=[run.id for run in runs],
+            runs=[run.run for run in runs],
+            owners=[run.owner for run in runs],
+        )
+        return {(row[0], row[1]) for row in rows}
+
     async def settle(self, changes: Sequence[Change]) -> int:
         """Write outcomes; return how many were still ours to write, the rest is superseded."""
         first = changes[0].owner
-        if all(change.status is Status.OK and change.owner == first for change in changes):
+        if all(
+            change.status is Status.OK and change.owner == first and change.detail is None and change.keeps is None
+            for change in changes
+        ):
             return await self._settle_ok(changes, owner=first)
         return await self._settle_any(changes)
 
@@ -161,6 +178,9 @@ class Store:
             attempts_back=[change.attempt_back for change in changes],
             reasons=[change.reason for change in changes],
             errors=[change.error for change in changes],
+            details=[change.detail for change in changes],
+            keeps=[change.keeps for change in changes],
+            erasures=[None if change.keeps is None else _NOW for change in changes],
         )
         return len(rows)
 
@@ -177,15 +197,32 @@ class Store:
             rows = await session.fetch(self._sql["rescue"], batch=batch)
             return [(row[0], row[1], row[3]) for row in rows]
 
-    async def prune_tasks(self, *, after: int, retention_s: float, batch: int) -> tuple[int | None, int]:
-        """Delete old finished tasks among the next ids; return the last id looked at and the count deleted."""
-        row = (await self._read("prune_tasks", after=after, retention_s=retention_s, batch=batch))[0]
+    async def prune_tasks(
+        self, *, after: int, retention_s: float, privacy: Mapping[str, Privacy], batch: int
+    ) -> tuple[int | None, int]:
+        """Delete and erase old finished tasks among the next ids; return the last id looked at and the count deleted.
+
+        Args:
+            after: Begin behind this id.
+            retention_s: Seconds that a finished task is kept.
+            privacy: How long the payloads of some kinds stay whole.
+            batch: Ids to look at.
+        """
+        row = (
+            await self._read(
+                "prune_tasks",
+                after=after,
+                retention_s=retention_s,
+                privacy=orjson.dumps({kind: asdict(each) for kind, each in privacy.items()}).decode(),
+                batch=batch,
+            )
+        )[0]
         return row[0], row[2]
 
-    async def prune_rest(self, *, retention_s: float, inbox_mails_max: int) -> None:
+    async def prune_rest(self, *, retention_s: float, inbox_mails_max: int, content_days: float) -> None:
         """Delete old counters and the oldest captured mails."""
         await self._read("prune_counts", retention_s=retention_s)
-        await self._read("prune_inbox", keep=inbox_mails_max)
+        await self._read("prune_inbox", keep=inbox_mails_max, content_days=content_days)
 
     async def partitions(self) -> tuple[int, list[int]]:
         """Return the last id given out and the numbers of the partitions that exist."""
@@ -219,9 +256,12 @@ class Store:
         return Task(row[0], row[1], row[2], Status(row[3]), *row[4:])
 
     async def attempts(self, task_id: int, *, limit: int) -> list[dict[str, Any]]:
-        """Read the attempts of one task that did not end Ok, oldest first."""
-        names = ("attempt", "run", "started_at", "ended_at", "outcome", "error")
-        return [dict(zip(names, row, strict=True)) for row in await self._read("attempts", id=task_id, limit=limit)]
+        """Read the attempts of one task of which something is kept, oldest first."""
+        names = ("attempt", "run", "started_at", "ended_at", "outcome", "error", "times", "detail")
+        return [
+            dict(zip(names, (*row[:7], row[7] and orjson.loads(row[7])), strict=True))
+            for row in await self._read("attempts", id=task_id, limit=limit)
+        ]
 
     async def capture(self, mails: Sequence[tuple[int, str, str, bytes]]) -> None:
         """Store captured mails: task id, sender, recipient and message of each."""
@@ -248,7 +288,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in (self._inserts, self._claims, self._settles, self._captures, self.reads):
+        for session in (self._inserts, self._claims, self._seals, self._settles, self._captures, self.reads):
             await session.close()
 
     async def _read(self, name: str, **values: object) -> Sequence[Sequence[Any]]:
@@ -257,4 +297,4 @@ class Store:
 
 
 def _run(row: Sequence[Any], owner: int) -> Run:
-    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7])
+    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7], bool(row[8]))

@@ -22,6 +22,7 @@ from typing import assert_never
 from taskq.uid import uid_of
 
 __all__ = [
+    "OUTCOME_UNKNOWN",
     "Change",
     "Context",
     "Done",
@@ -34,11 +35,14 @@ __all__ = [
     "Snoozed",
     "Status",
     "Task",
+    "of_sealed",
     "settle",
 ]
 
 ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
 FACTS_MAX = 20  # noted in one run
+OUTCOME_UNKNOWN = "outcome_unknown"
+"""The reason of a failure that may have had its effect all the same."""
 DELAY_S_MAX = 10 * 366 * 86_400.0  # whatever a handler asks for: a time that PostgreSQL can store
 
 
@@ -90,6 +94,8 @@ class Run:
     payload: str
     crashes: int = 0
     """How often a process died while running it."""
+    sensitive: bool = False
+    """Whether its content is erased as soon as it is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,8 @@ class Task:
     finished_at: datetime | None
     reason: str | None
     last_error: str | None
+    erased_at: datetime | None = None
+    """When the content of its payload was erased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +189,26 @@ class Change:
     reason: str | None = None
     attempt_back: int = 0
     """1: this run does not count as an attempt."""
+    detail: str | None = None
+    """JSON of what the handler noted; see `facts.detail_of`."""
+    keeps: str | None = None
+    """JSON array of the fields that the payload keeps: the rest is erased; None: it stays whole."""
+
+
+def of_sealed(outcome: Outcome) -> Outcome:
+    """Return what an outcome means for a sealed run: not to know it is final, as it must never run twice.
+
+    A handler that says itself what failed (`TaskError`, `Snooze`) knows that nothing happened, and is
+    believed, unless its reason is `outcome_unknown`.
+    """
+    match outcome:
+        case Released():
+            error = "the process stopped after the content may have left: it is not run again"
+            return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
+        case Failed(error, _, reason) if reason == OUTCOME_UNKNOWN:
+            return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
+        case _:
+            return outcome
 
 
 def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None = None) -> Change:
@@ -225,7 +253,7 @@ def _bounded(delay_s: float) -> float:
 class Context:
     """What a handler may know about its own run."""
 
-    __slots__ = ("_installation", "_run", "_seal", "_spans", "facts")
+    __slots__ = ("_installation", "_run", "_seal", "_spans", "facts", "sealed")
 
     def __init__(self, run: Run, installation: uuid.UUID, seal: Callable[[Run], Awaitable[None]] | None = None) -> None:
         """Describe `run` of a task of this `installation`; `seal` writes that its outcome may become unknown."""
@@ -235,6 +263,8 @@ class Context:
         self._spans = 0
         self.facts: list[Mapping[str, object]] = []
         """What the handler noted, oldest first."""
+        self.sealed = False
+        """Whether this run may never be followed by another unless it says itself that nothing happened."""
 
     @property
     def task_id(self) -> int:
@@ -267,9 +297,18 @@ class Context:
             self.facts.append(facts)
 
     async def seal(self) -> None:
-        """Write down that from here on a crash leaves the outcome of this run unknown; return once it is stored."""
-        if self._seal is not None:
+        """Write down that from here on a crash leaves the outcome unknown; return once that is committed.
+
+        A sealed run that is lost, cut off or ends with an unexpected exception is failed as
+        `outcome_unknown` and never repeated.  Where it ends with a `TaskError` or a `Snooze`, nothing
+        happened, and the next run begins unsealed.
+
+        Raises:
+            Snooze: It can't be stored, or the run is no longer ours; nothing may leave.
+        """
+        if self._seal is not None and not self.sealed:
             await self._seal(self._run)
+            self.sealed = True
 
     @property
     def interruptible(self) -> bool:

@@ -10,15 +10,35 @@ import asyncio
 import logging
 import traceback
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import orjson
+
 from taskq.errors import InvalidPayload, Snooze, TaskError
+from taskq.facts import detail_of, mask_addresses
 from taskq.kinds.registry import Kind, Registry
-from taskq.task import Context, Done, Failed, Outcome, Run, Snoozed
+from taskq.task import (
+    OUTCOME_UNKNOWN,
+    Change,
+    Context,
+    Done,
+    Failed,
+    Outcome,
+    Released,
+    RetryPolicy,
+    Run,
+    Snoozed,
+    Status,
+    of_sealed,
+    settle,
+)
 
 __all__ = ["Execution", "Worker"]
 
 logger = logging.getLogger("taskq.worker")
+
+UNKNOWN_KIND_POLICY = RetryPolicy()
 
 _DONE = Done()
 
@@ -26,15 +46,19 @@ _DONE = Done()
 class Worker:
     """Runs tasks by the kinds of a registry."""
 
-    def __init__(self, registry: Registry, installation: uuid.UUID) -> None:
+    def __init__(
+        self, registry: Registry, installation: uuid.UUID, seal: Callable[[Run], Awaitable[None]] | None = None
+    ) -> None:
         """Prepare a worker.
 
         Args:
             registry: The kinds.
             installation: Names this installation; with a task's id it names the task in the world.
+            seal: Stores that the outcome of a run may become unknown; raises `Snooze` when it can't.
         """
         self._registry = registry
         self._installation = installation
+        self._seal = seal
 
     def kind(self, run: Run) -> Kind | None:
         """Return the kind of a run, if this process knows it."""
@@ -42,7 +66,7 @@ class Worker:
 
     def context(self, run: Run) -> Context:
         """Make what the handler may know about its run."""
-        return Context(run, self._installation)
+        return Context(run, self._installation, self._seal)
 
     async def run(self, run: Run, kind: Kind | None, context: Context) -> Outcome:
         """Run the handler; return what came of it."""
@@ -86,10 +110,34 @@ class Execution:
             self.ended_as = outcome
             self.task.cancel()
 
+    def change(self, outcome: Outcome) -> Change:
+        """Decide what the run's outcome makes of its task, and what is kept of the run and of the payload."""
+        kind, context = self.kind, self.context
+        if context.sealed:
+            outcome = of_sealed(outcome)
+        change = settle(self.run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
+        privacy = kind.privacy if kind else None
+        if context.facts and not isinstance(outcome, Released):
+            change.detail = detail_of(context.facts, private=privacy is not None)
+        if privacy is not None:
+            change.error = change.error and mask_addresses(change.error)
+            if change.status >= Status.OK and (self.run.sensitive or privacy.content_days == 0):
+                change.keeps = orjson.dumps(privacy.keeps).decode()
+        return change
+
+    def outcome_unknown(self, change: Change) -> bool:
+        """Tell, and log, whether the run may have had its effect without our knowing."""
+        unknown = change.reason == OUTCOME_UNKNOWN or any(fact.get("ambiguous") for fact in self.context.facts)
+        if unknown:
+            error = mask_addresses(change.error or "")
+            facts = {"task_id": self.run.id, "kind": self.run.kind, "attempt": self.run.attempt, "error": error}
+            logger.warning("it is not known whether the run had its effect", extra=facts)
+        return unknown
+
 
 def _crashed(run: Run, error: BaseException) -> Failed:
-    facts = {"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": repr(error)}
+    facts = {"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": mask_addresses(repr(error))}
     logger.info("handler raised", extra=facts)
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
-    return Failed(f"{type(error).__name__}: {error} (at {place})")
+    return Failed(f"{type(error).__name__}: {error} (at {place})", reason=OUTCOME_UNKNOWN)

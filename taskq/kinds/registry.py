@@ -25,6 +25,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from pydantic_core import ErrorDetails, SchemaError, from_json
 
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
+from taskq.facts import Privacy
 from taskq.task import Context, RetryPolicy
 
 __all__ = ["Kind", "Registry", "check_depth", "declared", "handler", "make_kind"]
@@ -53,6 +54,8 @@ class Kind:
     max_attempts: int = 10
     ack_each: bool = False
     """Write each outcome before its slot is used again: for effects whose repeat is expensive."""
+    privacy: Privacy | None = None
+    """None: payloads are kept whole as long as their tasks, and records of runs may hold addresses."""
 
     def check(self, body: bytes) -> str:
         """Check a submitted payload; return it as the JSON to store.
@@ -112,6 +115,11 @@ class Registry:
                 raise _no_schema(kind.name, kind.handler, error) from None
         self._kinds[kind.name] = kind
 
+    @property
+    def private(self) -> dict[str, Privacy]:
+        """The privacy of the kinds that have one, by name."""
+        return {kind.name: kind.privacy for kind in self._kinds.values() if kind.privacy is not None}
+
     def find(self, name: str) -> Kind | None:
         """Return the kind of that name, if there is one."""
         return self._kinds.get(name)
@@ -149,6 +157,7 @@ def handler(
     policy: RetryPolicy | None = None,
     max_attempts: int = 10,
     ack_each: bool = False,
+    privacy: Privacy | None = None,
 ) -> Callable[[Handler], Handler]:
     """Declare an async function as the handler of a kind; see the head of this module.
 
@@ -158,19 +167,34 @@ def handler(
         policy: Back-off between attempts.
         max_attempts: Attempts before the task is failed, 1 to 100.
         ack_each: Write each outcome before its slot is used again.
+        privacy: How long payloads are kept whole; None: as long as their tasks.
     """
 
     def declare(function: Handler) -> Handler:
-        declared.append(
-            make_kind(name, function, policy or RetryPolicy(), timeout_s, max_attempts=max_attempts, ack_each=ack_each)
+        made = make_kind(
+            name,
+            function,
+            policy or RetryPolicy(),
+            timeout_s,
+            max_attempts=max_attempts,
+            ack_each=ack_each,
+            privacy=privacy,
         )
+        declared.append(made)
         return function
 
     return declare
 
 
-def make_kind(
-    name: str, function: Handler, policy: RetryPolicy, timeout_s: float, *, max_attempts: int, ack_each: bool
+def make_kind(  # noqa: PLR0913 - one for each field of a kind
+    name: str,
+    function: Handler,
+    policy: RetryPolicy,
+    timeout_s: float,
+    *,
+    max_attempts: int,
+    ack_each: bool,
+    privacy: Privacy | None = None,
 ) -> Kind:
     """Build a kind from an async callable, its payload type read from the annotations."""
     if not NAME.fullmatch(name):
@@ -197,7 +221,7 @@ def make_kind(
         payload = TypeAdapter[Any](hints[parameters[0].name])
     except _NO_SCHEMA as error:
         raise _no_schema(name, function, error) from None
-    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each)
+    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each, privacy=privacy)
 
 
 def _call(function: Handler) -> Handler:
