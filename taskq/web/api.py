@@ -13,15 +13,16 @@ from taskq.errors import InvalidPayload
 from taskq.intake import Intake
 from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
-from taskq.task import NewTask, Task
+from taskq.task import NewTask
 from taskq.web.answer import ID_MAX, id_of, json_answer
 from taskq.web.created import created
 from taskq.web.problem import problem
 from taskq.web.router import Router
+from taskq.web.shown import shown_task
 
 __all__ = ["Api"]
 
-ATTEMPTS_SHOWN_MAX = 100
+ATTEMPTS_SHOWN_MAX = 101  # a counted one for each of at most 100 attempts, and one for all that were put off
 MAIL = "email"
 
 
@@ -85,7 +86,7 @@ class Api:
         return NewTask(kind.name, kind.check(to_json(fields["payload"])), max_attempts=kind.max_attempts)
 
     async def show_task(self, _request: web.BaseRequest, argument: str) -> web.Response:
-        """Show a task with the attempts that did not end Ok."""
+        """Show a task with what is kept of its attempts, and its timeline."""
         task_id = id_of(argument)
         if isinstance(task_id, web.Response):
             return task_id
@@ -94,8 +95,8 @@ class Api:
             return problem(
                 404, "no_such_task", f"there is no task {task_id}: it was never stored, or its retention is over"
             )
-        attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.last_error else []
-        return json_answer(_shown(task) | {"attempts": attempts})
+        attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.started_at else []
+        return json_answer(shown_task(task, attempts))
 
 
 async def _arriving(request: web.BaseRequest) -> bytes:
@@ -106,20 +107,3 @@ async def _arriving(request: web.BaseRequest) -> bytes:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # of the answer, nothing is written yet
     return await request.read()
-
-
-def _shown(task: Task) -> dict[str, object]:
-    return {
-        "id": task.id,
-        "status": task.status.label,
-        "kind": task.kind,
-        "queue": task.queue,
-        "attempt": task.attempt,
-        "max_attempts": task.max_attempts,
-        "created_at": task.created_at,
-        "due_at": task.due_at,
-        "started_at": task.started_at,
-        "finished_at": task.finished_at,
-        "reason": task.reason,
-        "last_error": task.last_error,
-    }
