@@ -8,7 +8,7 @@ on the function, and a wish whose notification was lost is found by the next swe
 
 from yoyo import step
 
-__depends__ = {"0002_enqueue"}
+__depends__ = {"0006_facts"}
 
 steps = [
     step(

@@ -7,11 +7,24 @@ else is the service that `taskq run` starts.
 
 from importlib.metadata import PackageNotFoundError, version
 
+from taskq.context import Context
 from taskq.errors import Snooze, TaskError
+from taskq.facts import Privacy
 from taskq.kinds.registry import handler
-from taskq.task import Blob, Bundle, Context, NewTask, RetryPolicy
+from taskq.task import Blob, Bundle, NewTask, RetryPolicy
 
-__all__ = ["Blob", "Bundle", "Context", "NewTask", "RetryPolicy", "Snooze", "TaskError", "__version__", "handler"]
+__all__ = [
+    "Blob",
+    "Bundle",
+    "Context",
+    "NewTask",
+    "Privacy",
+    "RetryPolicy",
+    "Snooze",
+    "TaskError",
+    "__version__",
+    "handler",
+]
 
 try:
     __version__ = version("taskq")

@@ -183,6 +183,13 @@ class Settings(BaseSettings):
     mail_bytes_max: int = Field(
         10_485_760, ge=0, le=104_857_600, description="Bytes of the attachments of one mail, before they are encoded."
     )
+    mail_content_days: float = Field(
+        7.0,
+        ge=0,
+        le=36_500,
+        description="Days that the content of mails is kept once they are sent or failed, in the inbox too; 0: not at "
+        "all. Then only the masked recipient stays, until retention_days.",
+    )
 
     # Mail: made from templates
 

@@ -28,7 +28,7 @@ from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.lease import Lease
 from taskq.settler import Settler, back_off
 from taskq.store import EARLIEST, Store
-from taskq.task import Cancelled, Change, Failed, Released, RetryPolicy, Run, Status, settle
+from taskq.task import OUTCOME_UNKNOWN, Cancelled, Change, Failed, Released, Run
 from taskq.wake import Signals, Wake
 from taskq.worker import Execution, Worker
 
@@ -42,7 +42,6 @@ SURVEY_PAUSE_S = 0.05
 MARK_SLACK = timedelta(milliseconds=200)
 LAST_WAIT_S = 10.0  # for uninterruptible runs after a second signal
 WATCH_S = 0.25  # between looks for runs that take too long
-UNKNOWN_KIND_POLICY = RetryPolicy()
 UNKNOWN_KIND_TIMEOUT_S = 60.0
 
 
@@ -90,6 +89,7 @@ class Dispatcher:
         self._surveyed_at = self._survey_again_at = 0.0
         self._idle = asyncio.Event()
         self._ended = asyncio.Event()
+        self.unknown = 0  # runs that may have had their effect without our knowing
 
     # -- births: slots for the intake
 
@@ -262,9 +262,8 @@ class Dispatcher:
             if execution.ended_as is None:
                 raise  # the process goes down with an error
             outcome = execution.ended_as
-        change = settle(run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
-        if execution.called_off and change.status is Status.PENDING:
-            change = settle(run, Cancelled(), UNKNOWN_KIND_POLICY)
+        change = execution.change(outcome)
+        self.unknown += execution.outcome_unknown(change)
         try:
             if kind is not None and kind.ack_each and not self._draining:
                 await self.settler.put((run, change))
@@ -288,7 +287,7 @@ class Dispatcher:
                 kind = execution.kind
                 if kind is not None and execution.deadline < now and execution.context.interruptible:
                     message = f"the run took longer than the {kind.timeout_s:g} s that the kind {kind.name} allows"
-                    execution.end(Failed(message))
+                    execution.end(Failed(message, reason=OUTCOME_UNKNOWN))
 
     def _settled(self, written: Sequence[tuple[Run, Change]]) -> None:
         self._ended_tasks(run.id for run, _ in written)

@@ -66,13 +66,13 @@ class Listing:
         window = max(WINDOW_MIN, limit)
         while True:
             rows = await self._look(wanted, (at, below), window, limit - len(found))
-            found += [Task(row[0], row[1], row[2], Status(row[3]), *row[4:16]) for row in rows if row[0] is not None]
-            if not rows or (rows[0][18] < window and len(found) < limit):
+            found += [Task(row[0], row[1], row[2], Status(row[3]), *row[4:17]) for row in rows if row[0] is not None]
+            if not rows or (rows[0][19] < window and len(found) < limit):
                 return Page(found, None)
             if len(found) >= limit:
                 last = found[-1]
                 return Page(found, _cursor(last.finished_at, last.id, failed=failed))
-            at, below = rows[0][16], rows[0][17]
+            at, below = rows[0][17], rows[0][18]
             if loop.time() >= until:
                 return Page(found, _cursor(at, below, failed=failed))
             window = min(WINDOW_MAX, window * 2)

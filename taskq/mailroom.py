@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskq.config import Settings, redact_url
+from taskq.facts import Privacy
 from taskq.kinds.email import Email
 from taskq.kinds.mailing import Mailing, Senders
 from taskq.kinds.registry import Kind, make_kind
@@ -27,6 +28,8 @@ from taskq.store import Store
 from taskq.task import RetryPolicy
 
 __all__ = ["Mailroom", "where_mails_go"]
+
+KEEPS = ("to", "recipient")  # of a payload when its content is erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,10 @@ class Mailroom:
 
     def running(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """Return the parts that run for ever, by name."""
-        parts = [("inbox", self.mailbox.run())]
-        return parts if self.receiver is None else [*parts, ("receiver", self.receiver.run())]
+        return [
+            ("inbox", self.mailbox.run()),
+            *([] if self.receiver is None else [("receiver", self.receiver.run())]),
+        ]
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -89,6 +94,7 @@ def _kind(settings: Settings, transport: Transport) -> Kind:
         max_attempts=settings.max_attempts,
         ack_each=not _catches(settings),
         bundle=mailing.bundle,
+        privacy=Privacy(KEEPS, settings.mail_content_days),
     )
 
 

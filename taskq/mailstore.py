@@ -140,9 +140,9 @@ class MailStore:
         """Forget every mail; return how many there were."""
         return (await self._read("clear"))[0][0]
 
-    async def prune(self, *, keep: int) -> None:
-        """Forget all but the newest `keep` mails."""
-        await self._read("prune", keep=keep)
+    async def prune(self, *, keep: int, content_days: float) -> None:
+        """Forget all but the newest `keep` mails, and those older than `content_days` days."""
+        await self._read("prune", keep=keep, content_days=content_days)
 
     async def close(self) -> None:
         """Close the connection for captures."""

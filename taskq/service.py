@@ -34,6 +34,7 @@ from taskq.listing import Listing
 from taskq.mailroom import Mailroom, where_mails_go
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
+from taskq.settler import Sealer
 from taskq.store import Server, Store
 from taskq.sweeper import Sweeper
 from taskq.web.api import Api
@@ -184,7 +185,8 @@ async def running_parts(
         registry.add(mailroom.kind)
         registry.load(settings.handlers)
         prepare(registry)
-        worker = Worker(registry, server.installation, store.bundles.blob)
+        sealer = Sealer(store)
+        worker = Worker(registry, server.installation, sealer.seal, store.bundles.blob)
         waiters = Waiters(size_max=settings.waiters_max)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener, ended=waiters.ended)
         control = Control(
@@ -192,7 +194,9 @@ async def running_parts(
         )
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
-        sweeper = Sweeper(store, mailroom.store, listener.lease, settings, wake=dispatcher.wake.now)
+        sweeper = Sweeper(
+            store, mailroom.store, listener.lease, settings, wake=dispatcher.wake.now, privacy=registry.private
+        )
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
             listener.hear("taskq_cancel", lambda _told: control.look())
@@ -205,6 +209,7 @@ async def running_parts(
                 group.create_task(part, name=name)
                 for name, part in (
                     ("intake", intake.run()),
+                    ("sealer", sealer.run()),
                     ("sweeper", sweeper.run()),
                     ("control", control.run()),
                     *mailroom.running(),
@@ -266,6 +271,7 @@ def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:
         "database": described if holds else "unavailable",
         "listener": "up" if parts.listener.listening else "down",
         "running": parts.dispatcher.running,
+        "outcomes_unknown": parts.dispatcher.unknown + parts.sweeper.unknown,
         "pid": os.getpid(),
     }
 

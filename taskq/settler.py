@@ -1,4 +1,4 @@
-"""Outcomes out: those that come while others are being written share the next statement.
+"""Outcomes out, and seals before them: what comes while others are being written shares the next statement.
 
 A write is repeated until PostgreSQL has it: the guards (owner and run) make the second one harmless,
 and a run that was taken over meanwhile changes nothing.  An outcome that PostgreSQL refuses is
@@ -11,15 +11,16 @@ import random
 from collections.abc import Callable, Sequence
 
 from taskq.batch import Batch
-from taskq.errors import StoreRefused, StoreUnavailable
+from taskq.errors import Snooze, StoreRefused, StoreUnavailable
 from taskq.store import Store
 from taskq.task import Change, Run, Status
 
-__all__ = ["Settled", "Settler", "back_off"]
+__all__ = ["Sealer", "Settled", "Settler", "back_off"]
 
 logger = logging.getLogger("taskq.settler")
 
-SETTLE_BATCH_MAX = 1_000
+SETTLE_BATCH_MAX = SEAL_BATCH_MAX = 1_000
+SEAL_SNOOZE_S = 2.0  # until the next try when a run could not be sealed
 BACKOFF_S = (0.1, 5.0)
 UNSTORABLE = "unstorable_outcome"
 
@@ -85,6 +86,33 @@ class Settler:
             return [False]
         text = "PostgreSQL refused to store what this run came to: see the log"
         return await self._write([(run, Change(run.id, run.run, run.owner, Status.FAILED, None, text, UNSTORABLE))])
+
+
+class Sealer:
+    """Writes, in batches, that the content of runs is about to leave."""
+
+    def __init__(self, store: Store) -> None:
+        """Prepare; `run` starts it."""
+        self._store = store
+        self._batch: Batch[Run, None] = Batch(self._write, size_max=SEAL_BATCH_MAX)
+        self.run = self._batch.run
+
+    async def seal(self, run: Run) -> None:
+        """Return once it is committed; see `Context.seal`.
+
+        Raises:
+            Snooze: It can't be stored, or the run is no longer ours; nothing may leave.
+        """
+        await self._batch.put(run)
+
+    async def _write(self, runs: list[Run]) -> Sequence[BaseException | None]:
+        try:
+            ours = await self._store.seal(runs)
+        except (StoreUnavailable, StoreRefused) as error:
+            fact = f"that the content is about to leave can't be stored now ({error})"
+            return [Snooze(f"{fact}: nothing left, tried again soon", delay_s=SEAL_SNOOZE_S) for _ in runs]
+        lost = "the run was taken over by another instance: nothing left"
+        return [None if (run.id, run.run) in ours else Snooze(lost, delay_s=SEAL_SNOOZE_S) for run in runs]
 
 
 async def back_off(tries: int) -> None:

@@ -7,16 +7,19 @@ PostgreSQL can't be reached; a caller that must not lose its values repeats, sin
 state is guarded and so harmless the second time.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+
+import orjson
 
 from taskq import sql
 from taskq.bundles import Bundles
 from taskq.config import Settings
 from taskq.database import Session, Sessions
+from taskq.facts import Privacy
 from taskq.task import Change, NewTask, Run, Status, Task
 
 __all__ = ["EARLIEST", "Lane", "Server", "Store"]
@@ -63,6 +66,7 @@ class Store:
         self._pooled = settings.database_direct_url is not None
         self._inserts = self.session("insert")
         self._claims = self.session("claim")
+        self._seals = self.session("seal")
         self._settles = self.session("settle")
         self.reads = Sessions(
             lambda: self.session("read"), size_max=settings.read_connections_max, wait_s=settings.database_timeout_s / 4
@@ -115,7 +119,7 @@ class Store:
             slots=slots,
             owner=owner,
         )
-        return [(_run(row, owner), (row[8], row[9]), row[10]) for row in rows]
+        return [(_run(row, owner), (row[9], row[10]), row[11]) for row in rows]
 
     async def claim_suspect(self, *, owner: int) -> Run | None:
         """Claim one task that was running during two crashes."""
@@ -136,10 +140,23 @@ class Store:
         ids, numbers = zip(*runs, strict=True)
         return [row[0] for row in await self._claims.fetch(self._sql["release"], ids=ids, runs=numbers, owner=owner)]
 
+    async def seal(self, runs: Sequence[Run]) -> set[tuple[int, int]]:
+        """Write that the content of these runs may leave; return id and run of those that are still ours."""
+        rows = await self._seals.fetch(
+            self._sql["seal"],
+            ids=[run.id for run in runs],
+            runs=[run.run for run in runs],
+            owners=[run.owner for run in runs],
+        )
+        return {(row[0], row[1]) for row in rows}
+
     async def settle(self, changes: Sequence[Change]) -> int:
         """Write outcomes; return how many were still ours to write, the rest is superseded."""
         first = changes[0].owner
-        if all(change.status is Status.OK and change.owner == first for change in changes):
+        if all(
+            change.status is Status.OK and change.owner == first and change.detail is None and change.keeps is None
+            for change in changes
+        ):
             return await self._settle_ok(changes, owner=first)
         return await self._settle_any(changes)
 
@@ -164,6 +181,9 @@ class Store:
             attempts_back=[change.attempt_back for change in changes],
             reasons=[change.reason for change in changes],
             errors=[change.error for change in changes],
+            details=[change.detail for change in changes],
+            keeps=[change.keeps for change in changes],
+            erasures=[None if change.keeps is None else _NOW for change in changes],
         )
         return len(rows)
 
@@ -187,18 +207,30 @@ class Store:
                 return 0
             return (await session.fetch(self._sql["expire"], own=own, batch=batch))[0][0]
 
-    async def prune_tasks(self, *, after: int, retention_s: float, batch: int) -> tuple[int | None, int]:
-        """Delete old finished tasks among the next ids; return the last id looked at and the count deleted.
+    async def prune_tasks(
+        self, *, after: int, retention_s: float, privacy: Mapping[str, Privacy], batch: int
+    ) -> tuple[int | None, int]:
+        """Delete and erase old finished tasks among the next ids; return the last id looked at and the count deleted.
 
         The tasks of a group go when all of them are old, and it with the last; content goes with the last
         task that needs it.
+
+        Args:
+            after: Begin behind this id.
+            retention_s: Seconds that a finished task is kept.
+            privacy: How long the payloads of some kinds stay whole.
+            batch: Ids to look at.
         """
+        kept = orjson.dumps({kind: asdict(each) for kind, each in privacy.items()}).decode()
         async with self.reads.session() as session, session.transaction():
-            row = (await session.fetch(self._sql["prune_tasks"], after=after, retention_s=retention_s, batch=batch))[0]
-            if row[2]:
-                await session.fetch(self._sql["prune_groups"], ids=row[2])
-            await self._prune_blobs(session, row[3])
-            return row[0], row[1]
+            rows = await session.fetch(
+                self._sql["prune_tasks"], after=after, retention_s=retention_s, privacy=kept, batch=batch
+            )
+            last, gone, groups, digests = rows[0]
+            if groups:
+                await session.fetch(self._sql["prune_groups"], ids=groups)
+            await self._prune_blobs(session, digests)
+            return last, gone
 
     async def _prune_blobs(self, session: Session, digests: Sequence[bytes]) -> None:
         if digests:  # a statement sees what was committed before it began: first the locks, then the look
@@ -248,9 +280,12 @@ class Store:
         return Task(row[0], row[1], row[2], Status(row[3]), *row[4:])
 
     async def attempts(self, task_id: int, *, limit: int) -> list[dict[str, Any]]:
-        """Read the attempts of one task that did not end Ok, oldest first."""
-        names = ("attempt", "run", "started_at", "ended_at", "outcome", "error")
-        return [dict(zip(names, row, strict=True)) for row in await self._read("attempts", id=task_id, limit=limit)]
+        """Read the attempts of one task of which something is kept, oldest first."""
+        names = ("attempt", "run", "started_at", "ended_at", "outcome", "error", "times", "detail")
+        return [
+            dict(zip(names, (*row[:7], row[7] and orjson.loads(row[7])), strict=True))
+            for row in await self._read("attempts", id=task_id, limit=limit)
+        ]
 
     async def server(self) -> Server:
         """Ask the server what it is and how durable its commits are."""
@@ -261,7 +296,7 @@ class Store:
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in (self._inserts, self._claims, self._settles, self.bundles, self.reads):
+        for session in (self._inserts, self._claims, self._seals, self._settles, self.bundles, self.reads):
             await session.close()
 
     async def _read(self, name: str, **values: object) -> Sequence[Sequence[Any]]:
@@ -270,5 +305,5 @@ class Store:
 
 
 def _run(row: Sequence[Any], owner: int) -> Run:
-    expires_at = None if row[11] is None else datetime.now(UTC) + row[11]
-    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7], expires_at)
+    expires_at = None if row[12] is None else datetime.now(UTC) + row[12]
+    return Run(row[0], row[1], owner, row[2], row[3], row[4], row[5], row[6], row[7], bool(row[8]), expires_at)

@@ -1,11 +1,11 @@
-"""What must happen now and then, on one instance at a time: rescue, expire, prune, partitions ahead.
+"""What must happen now and then, on one instance at a time: rescue, expire, prune, erase, partitions ahead.
 
 *Rescue* ends leases that were not renewed and makes their tasks pending again, at once; the task's
 attempt stays counted, its run number grows with the next claim, so that nothing the lost process
 still does can be recorded.  *Expire* fails tasks that wait although their time has passed; those that
-a run meets first end the same way.  *Prune* walks the ids in small batches and deletes what finished longer
-ago than the retention.  *Partitions* are made before the ids reach them, and dropped whole when
-everything in them is old.
+a run meets first end the same way.  *Prune* walks the ids in small batches, deletes what finished longer ago
+than the retention, and in passing erases content that may not be kept so long.  *Partitions* are
+made before the ids reach them, and dropped whole when everything in them is old.
 
 Each step is one transaction that begins by becoming the leader (an advisory lock that ends with the
 transaction): no election, no term, nothing to hold when the process dies.  A leader that freezes in
@@ -16,14 +16,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
+from taskq.facts import Privacy
 from taskq.lease import Lease
 from taskq.mailstore import MailStore
 from taskq.sql import Statement
 from taskq.store import Store
+from taskq.task import OUTCOME_UNKNOWN
 
 __all__ = ["PARTITION_IDS", "Sweeper"]
 
@@ -48,7 +50,14 @@ class Sweeper:
     """Rescues, expires, prunes and keeps partitions ahead."""
 
     def __init__(
-        self, store: Store, mails: MailStore, lease: Lease, settings: Settings, *, wake: Callable[[], None]
+        self,
+        store: Store,
+        mails: MailStore,
+        lease: Lease,
+        settings: Settings,
+        *,
+        wake: Callable[[], None],
+        privacy: Mapping[str, Privacy] | None = None,
     ) -> None:
         """Prepare; `run` starts it.
 
@@ -58,13 +67,17 @@ class Sweeper:
             lease: Our own, which is never ended here.
             settings: Of the process.
             wake: Tells the dispatcher that rescued tasks wait.
+            privacy: Of the kinds whose content is erased; see `Registry.private`.
         """
         self._store = store
         self._mails = mails
         self._lease = lease
         self._settings = settings
         self._wake = wake
+        self._privacy = privacy or {}
         self._pruned_to = 0
+        self.unknown = 0
+        """Sealed runs that were lost, since the start."""
 
     async def run(self) -> None:
         """Sweep for ever; ends by cancellation."""
@@ -90,8 +103,12 @@ class Sweeper:
             if not rows:
                 return total
             total += len(rows)
-            poisoned = [task_id for task_id, _, reason in rows if reason == "poisoned"]
-            logger.warning("rescued tasks of a lost instance", extra={"tasks": len(rows), "poisoned": poisoned[:20]})
+            poisoned, unknown = (
+                [task_id for task_id, _, reason in rows if reason == final] for final in ("poisoned", OUTCOME_UNKNOWN)
+            )
+            self.unknown += len(unknown)
+            facts = {"tasks": len(rows), "poisoned": poisoned[:20], "outcome_unknown": unknown[:20]}
+            logger.warning("rescued tasks of a lost instance", extra=facts)
             self._wake()
             if len(rows) < RESCUE_BATCH:
                 return total
@@ -109,11 +126,14 @@ class Sweeper:
         return total
 
     async def prune(self) -> int:
-        """Delete finished tasks past their retention, a bounded number a round; return the count."""
+        """Delete finished tasks past their retention, erase content past its days; return the count deleted."""
         total = 0
         for _ in range(PRUNE_STEPS_MAX):
             last, gone = await self._store.prune_tasks(
-                after=self._pruned_to, retention_s=self._settings.retention_days * 86_400, batch=PRUNE_BATCH
+                after=self._pruned_to,
+                retention_s=self._settings.retention_days * 86_400,
+                privacy=self._privacy,
+                batch=PRUNE_BATCH,
             )
             total += gone
             if last is None:
@@ -121,7 +141,7 @@ class Sweeper:
                 break
             self._pruned_to = last
         await self._store.prune_counts(retention_s=COUNTS_KEPT_S)
-        await self._mails.prune(keep=self._settings.inbox_mails_max)
+        await self._mails.prune(keep=self._settings.inbox_mails_max, content_days=self._settings.mail_content_days)
         return total
 
     async def keep_partitions(self) -> None:

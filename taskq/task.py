@@ -11,24 +11,20 @@ stored times come from.  A run knows when its task expires on this machine's clo
 it there, so that clocks that differ make no task late or early.
 """
 
-import contextlib
 import hashlib
 import random
-import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import assert_never
 
-from taskq.uid import uid_of
-
 __all__ = [
+    "OUTCOME_UNKNOWN",
     "Blob",
     "Bundle",
     "Cancelled",
     "Change",
-    "Context",
     "Done",
     "Expired",
     "Failed",
@@ -40,12 +36,14 @@ __all__ = [
     "Snoozed",
     "Status",
     "Task",
+    "of_sealed",
     "settle",
 ]
 
 ERROR_CHARS_MAX = 2_000  # of an error text kept per attempt: enough for an SMTP reply or a traceback's end
-FACTS_MAX = 20  # noted in one run
 EXPIRED = "expired"
+OUTCOME_UNKNOWN = "outcome_unknown"
+"""The reason of a failure that may have had its effect all the same."""
 DELAY_S_MAX = 10 * 366 * 86_400.0  # whatever a handler asks for: a time that PostgreSQL can store
 
 
@@ -138,6 +136,8 @@ class Run:
     payload: str
     crashes: int = 0
     """How often a process died while running it."""
+    sensitive: bool = False
+    """Whether its content is erased as soon as it is final."""
     expires_at: datetime | None = None
     """When it loses its use, by this machine's clock; None: never."""
 
@@ -164,6 +164,8 @@ class Task:
     """JSON object."""
     group_id: int | None
     """The id under which it is shown together with others."""
+    erased_at: datetime | None
+    """When the content of its payload was erased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,26 @@ class Change:
     reason: str | None = None
     attempt_back: int = 0
     """1: this run does not count as an attempt."""
+    detail: str | None = None
+    """JSON of what the handler noted; see `facts.detail_of`."""
+    keeps: str | None = None
+    """JSON array of the fields that the payload keeps: the rest is erased; None: it stays whole."""
+
+
+def of_sealed(outcome: Outcome) -> Outcome:
+    """Return what an outcome means for a sealed run: not to know it is final, as it must never run twice.
+
+    A handler that says itself what failed (`TaskError`, `Snooze`) knows that nothing happened, and is
+    believed, unless its reason is `outcome_unknown`.
+    """
+    match outcome:
+        case Released():
+            error = "the process stopped after the content may have left: it is not run again"
+            return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
+        case Failed(error, _, reason) if reason == OUTCOME_UNKNOWN:
+            return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
+        case _:
+            return outcome
 
 
 def settle(run: Run, outcome: Outcome, policy: RetryPolicy, draw: float | None = None) -> Change:
@@ -302,96 +324,3 @@ def _in(delay_s: float) -> datetime:
 
 def _bounded(delay_s: float) -> float:
     return min(DELAY_S_MAX, max(0.0, delay_s))  # in this order not-a-number becomes 0
-
-
-class Context:
-    """What a handler may know about its own run."""
-
-    __slots__ = ("_blobs", "_installation", "_run", "_seal", "_spans", "facts")
-
-    def __init__(
-        self,
-        run: Run,
-        installation: uuid.UUID,
-        seal: Callable[[Run], Awaitable[None]] | None = None,
-        blobs: Callable[[str], Awaitable[bytes]] | None = None,
-    ) -> None:
-        """Describe one run.
-
-        Args:
-            run: The run.
-            installation: Names this installation; with the task's id it names the task in the world.
-            seal: Writes that the outcome of the run may become unknown.
-            blobs: Reads the content of a digest.
-        """
-        self._run = run
-        self._installation = installation
-        self._seal = seal
-        self._blobs = blobs
-        self._spans = 0
-        self.facts: list[Mapping[str, object]] = []
-        """What the handler noted, oldest first."""
-
-    @property
-    def task_id(self) -> int:
-        """Id of the task."""
-        return self._run.id
-
-    @property
-    def run(self) -> int:
-        """Executions so far, this one included, also those that gave their attempt back."""
-        return self._run.run
-
-    @property
-    def attempt(self) -> int:
-        """Attempts so far, this one included."""
-        return self._run.attempt
-
-    @property
-    def max_attempts(self) -> int:
-        """Attempts before the task is failed."""
-        return self._run.max_attempts
-
-    @property
-    def created_at(self) -> datetime:
-        """When the task was stored."""
-        return self._run.created_at
-
-    @property
-    def uid(self) -> uuid.UUID:
-        """Names the task in the outside world, equal on every attempt and on every instance."""
-        return uid_of(self._run.id, self._installation)
-
-    def note(self, facts: Mapping[str, object]) -> None:
-        """Keep facts about this run, values that JSON knows, for the record of the attempt; at most 20 times."""
-        if len(self.facts) < FACTS_MAX:
-            self.facts.append(facts)
-
-    async def seal(self) -> None:
-        """Write down that from here on a crash leaves the outcome of this run unknown; return once it is stored."""
-        if self._seal is not None:
-            await self._seal(self._run)
-
-    async def blob(self, digest: str) -> bytes:
-        """Return content that was stored with the task, by its digest."""
-        if self._blobs is None:
-            raise LookupError(f"the blob {digest} can't be read: this run has no store")
-        return await self._blobs(digest)
-
-    @property
-    def interruptible(self) -> bool:
-        """Whether the run may be cancelled now."""
-        return self._spans == 0
-
-    @contextlib.contextmanager
-    def uninterruptible(self) -> Generator[None]:
-        """Mark a span whose interruption would leave the effect unknown (a mail past its final dot).
-
-        A time-out and a graceful stop wait for the span instead of cancelling it.  The span must
-        bound its own time.
-        """
-        self._spans += 1
-        try:
-            yield
-        finally:
-            self._spans -= 1

@@ -14,13 +14,34 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import orjson
+
+from taskq.context import Context
 from taskq.errors import InvalidPayload, Snooze, TaskError
+from taskq.facts import detail_of, mask_addresses
 from taskq.kinds.registry import Kind, Registry
-from taskq.task import Context, Done, Expired, Failed, Outcome, Run, Snoozed
+from taskq.task import (
+    OUTCOME_UNKNOWN,
+    Cancelled,
+    Change,
+    Done,
+    Expired,
+    Failed,
+    Outcome,
+    Released,
+    RetryPolicy,
+    Run,
+    Snoozed,
+    Status,
+    of_sealed,
+    settle,
+)
 
 __all__ = ["Execution", "Worker"]
 
 logger = logging.getLogger("taskq.worker")
+
+UNKNOWN_KIND_POLICY = RetryPolicy()
 
 _DONE = Done()
 
@@ -32,6 +53,7 @@ class Worker:
         self,
         registry: Registry,
         installation: uuid.UUID,
+        seal: Callable[[Run], Awaitable[None]] | None = None,
         blobs: Callable[[str], Awaitable[bytes]] | None = None,
     ) -> None:
         """Prepare a worker.
@@ -39,10 +61,12 @@ class Worker:
         Args:
             registry: The kinds.
             installation: Names this installation; with a task's id it names the task in the world.
+            seal: Stores that the outcome of a run may become unknown; raises `Snooze` when it can't.
             blobs: Reads the content of a digest.
         """
         self._registry = registry
         self._installation = installation
+        self._seal = seal
         self._blobs = blobs
 
     def kind(self, run: Run) -> Kind | None:
@@ -51,7 +75,7 @@ class Worker:
 
     def context(self, run: Run) -> Context:
         """Make what the handler may know about its run."""
-        return Context(run, self._installation, blobs=self._blobs)
+        return Context(run, self._installation, self._seal, self._blobs)
 
     async def run(self, run: Run, kind: Kind | None, context: Context) -> Outcome:
         """Run the handler; return what came of it."""
@@ -99,10 +123,36 @@ class Execution:
             self.ended_as = outcome
             self.task.cancel()
 
+    def change(self, outcome: Outcome) -> Change:
+        """Decide what the run's outcome makes of its task, and what is kept of the run and of the payload."""
+        kind, context = self.kind, self.context
+        if context.sealed:
+            outcome = of_sealed(outcome)
+        change = settle(self.run, outcome, kind.policy if kind else UNKNOWN_KIND_POLICY)
+        if self.called_off and change.status is Status.PENDING:
+            change = settle(self.run, Cancelled(), UNKNOWN_KIND_POLICY)
+        privacy = kind.privacy if kind else None
+        if context.facts and not isinstance(outcome, Released):
+            change.detail = detail_of(context.facts, private=privacy is not None)
+        if privacy is not None:
+            change.error = change.error and mask_addresses(change.error)
+            if change.status >= Status.OK and (self.run.sensitive or privacy.content_days == 0):
+                change.keeps = orjson.dumps(privacy.keeps).decode()
+        return change
+
+    def outcome_unknown(self, change: Change) -> bool:
+        """Tell, and log, whether the run may have had its effect without our knowing."""
+        unknown = change.reason == OUTCOME_UNKNOWN or any(fact.get("ambiguous") for fact in self.context.facts)
+        if unknown:
+            error = mask_addresses(change.error or "")
+            facts = {"task_id": self.run.id, "kind": self.run.kind, "attempt": self.run.attempt, "error": error}
+            logger.warning("it is not known whether the run had its effect", extra=facts)
+        return unknown
+
 
 def _crashed(run: Run, error: BaseException) -> Failed:
-    facts = {"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": repr(error)}
+    facts = {"task_id": run.id, "kind": run.kind, "attempt": run.attempt, "error": mask_addresses(repr(error))}
     logger.info("handler raised", extra=facts)
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{last.filename.rpartition('/')[2]}:{last.lineno} in {last.name}"
-    return Failed(f"{type(error).__name__}: {error} (at {place})")
+    return Failed(f"{type(error).__name__}: {error} (at {place})", reason=OUTCOME_UNKNOWN)

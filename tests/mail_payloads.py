@@ -9,13 +9,14 @@ import uuid
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
+from taskq.context import Context
 from taskq.errors import TaskqError
 from taskq.kinds.email import Email
 from taskq.kinds.mailing import Mailing, Senders
 from taskq.kinds.registry import make_kind
 from taskq.mail.dkim import Signer
 from taskq.mail.envelope import Envelope, Receipt, Span
-from taskq.task import Bundle, Context, NewTask, RetryPolicy, Run
+from taskq.task import Bundle, NewTask, RetryPolicy, Run
 
 INSTALLATION = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)

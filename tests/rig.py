@@ -20,9 +20,10 @@ from typing import Any
 import asyncpg
 
 from taskq.config import Settings
+from taskq.context import Context
 from taskq.kinds.registry import Kind, Registry, make_kind
 from taskq.service import Parts, running_parts
-from taskq.task import Context, NewTask, RetryPolicy
+from taskq.task import NewTask, RetryPolicy
 
 CLONE = Path(__file__).parents[1]
 QUICK = RetryPolicy(base_s=0.02, cap_s=0.05, floor_s=0.01)
@@ -40,6 +41,7 @@ def kind(name: str, function: Callable[..., Awaitable[object]], *, policy: Retry
         limits.get("timeout_s", 10.0),
         max_attempts=limits.get("max_attempts", 3),
         ack_each=limits.get("ack_each", False),
+        privacy=limits.get("privacy"),
     )
 
 
@@ -270,12 +272,14 @@ from typing import Any
 
 from gate import pass_gate
 
-from taskq import RetryPolicy, Snooze, TaskError, handler
+from taskq import Context, RetryPolicy, Snooze, TaskError, handler
 
 
 @handler("work", policy=RetryPolicy(0.05, 0.1, 0.01), max_attempts=3)
-async def work(payload: dict[str, Any]) -> None:
+async def work(payload: dict[str, Any], context: Context) -> None:
     """Do what the payload says."""
+    for facts in payload.get("note", ()):
+        context.note(facts)
     if "gate" in payload:
         await pass_gate(payload["gate"])
     match payload.get("do"):

@@ -12,13 +12,13 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from taskq.context import Context
 from taskq.errors import TaskError
 from taskq.kinds.mail_fields import CheckedMail, EmailPayload, FilePayload
 from taskq.kinds.mailing import Senders, draft_of, recipient_of
 from taskq.mail.compose import Attachment, Draft, compose
 from taskq.mail.dkim import Signer, signers_for
 from taskq.mail.envelope import Envelope, Transport
-from taskq.task import Context
 
 __all__ = ["Email", "EmailPayload"]
 

@@ -16,11 +16,12 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic_core import to_json
 
+from taskq.context import Context
 from taskq.errors import ConfigError, InvalidPayload, shown
 from taskq.kinds.mail_fields import EmailPayload, FilePayload
 from taskq.mail.address import Mailbox, parse_address, parse_mailbox
 from taskq.mail.compose import Attachment, Draft
-from taskq.task import Blob, Bundle, Context, NewTask
+from taskq.task import Blob, Bundle, NewTask
 
 __all__ = ["Mailing", "Senders", "draft_of", "recipient_of"]
 

@@ -25,8 +25,10 @@ from typing import Any
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, SchemaError, from_json
 
+from taskq.context import Context
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
-from taskq.task import Bundle, Context, RetryPolicy
+from taskq.facts import Privacy
+from taskq.task import Bundle, RetryPolicy
 
 __all__ = ["Kind", "Registry", "check_depth", "declared", "handler", "make_kind"]
 
@@ -58,6 +60,8 @@ class Kind:
     """Write each outcome before its slot is used again: for effects whose repeat is expensive."""
     bundle: Callable[[Any], Bundle | None] | None = None
     """Says what a checked payload becomes; None, or its answer None: one plain row."""
+    privacy: Privacy | None = None
+    """None: payloads are kept whole as long as their tasks, and records of runs may hold addresses."""
 
     def prepare(self, body: bytes) -> str | Bundle:
         """Check a submitted payload; return the JSON of one plain row, or the bundle that it becomes.
@@ -152,6 +156,11 @@ class Registry:
                 raise _no_schema(kind.name, kind.handler, error) from None
         self._kinds[kind.name] = kind
 
+    @property
+    def private(self) -> dict[str, Privacy]:
+        """The privacy of the kinds that have one, by name."""
+        return {kind.name: kind.privacy for kind in self._kinds.values() if kind.privacy is not None}
+
     def find(self, name: str) -> Kind | None:
         """Return the kind of that name, if there is one."""
         return self._kinds.get(name)
@@ -182,7 +191,7 @@ declared: list[Kind] = []
 """Kinds declared by `@handler` in the modules imported so far."""
 
 
-def handler(
+def handler(  # noqa: PLR0913 - one for each field of a kind
     name: str,
     *,
     timeout_s: float = 300.0,
@@ -190,6 +199,7 @@ def handler(
     max_attempts: int = 10,
     ack_each: bool = False,
     bundle: Callable[[Any], Bundle | None] | None = None,
+    privacy: Privacy | None = None,
 ) -> Callable[[Handler], Handler]:
     """Declare an async function as the handler of a kind; see the head of this module.
 
@@ -201,10 +211,11 @@ def handler(
         ack_each: Write each outcome before its slot is used again.
         bundle: Says what a checked payload becomes, where that is more than one plain row; it is called for
             each submission and, for large ones, on another thread.
+        privacy: How long payloads are kept whole; None: as long as their tasks.
     """
 
     def declare(function: Handler) -> Handler:
-        kind = make_kind(
+        made = make_kind(
             name,
             function,
             policy or RetryPolicy(),
@@ -212,8 +223,9 @@ def handler(
             max_attempts=max_attempts,
             ack_each=ack_each,
             bundle=bundle,
+            privacy=privacy,
         )
-        declared.append(kind)
+        declared.append(made)
         return function
 
     return declare
@@ -228,6 +240,7 @@ def make_kind(  # noqa: PLR0913 - one for each field of a kind
     max_attempts: int,
     ack_each: bool,
     bundle: Callable[[Any], Bundle | None] | None = None,
+    privacy: Privacy | None = None,
 ) -> Kind:
     """Build a kind from an async callable, its payload type read from the annotations."""
     if not NAME.fullmatch(name):
@@ -254,7 +267,7 @@ def make_kind(  # noqa: PLR0913 - one for each field of a kind
         payload = TypeAdapter[Any](hints[parameters[0].name])
     except _NO_SCHEMA as error:
         raise _no_schema(name, function, error) from None
-    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each, bundle)
+    return Kind(name, function, payload, wants_context, policy, timeout_s, max_attempts, ack_each, bundle, privacy)
 
 
 def _bounded(payload: str) -> str:

@@ -76,6 +76,7 @@ select count(*) as mails
   from gone;
 
 -- name: prune
--- Keep the newest :keep captured mails.
+-- Keep the newest :keep captured mails, none longer than :content_days days.
 delete from taskq.inbox
- where id <= (select max(id) from taskq.inbox) - :keep::bigint;
+ where id <= (select max(id) from taskq.inbox) - :keep::bigint
+    or captured_at < now() - :content_days::float8 * interval '1 day';

@@ -42,7 +42,7 @@ reached as (
      order by case when :failed then l.finished_at end, l.id
      limit 1)
 select f.id, f.kind, f.queue, f.status, f.attempt, f.max_attempts, f.created_at, f.due_at, f.started_at,
-       f.finished_at, f.reason, f.last_error, f.expires_at, f.tags, f.metadata, f.group_id,
+       f.finished_at, f.reason, f.last_error, f.expires_at, f.tags, f.metadata, f.group_id, f.erased_at,
        r.finished_at as reached_at, r.id as reached, r.n
   from reached r
   left join fitting f on true

@@ -41,7 +41,7 @@ update taskq.task t
             limit :slots::integer))
    and exists (select from taskq.lease where id = :owner)
 returning t.id, t.run, t.kind, t.attempt, t.max_attempts, t.created_at, t.payload, t.crashes,
-          t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
+          t.sensitive, t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
 
 -- name: claim_suspect
 -- Claim for :owner the one task, longest due first, that was running when its process died, twice.
@@ -60,7 +60,7 @@ update taskq.task t
               for update skip locked))
    and exists (select from taskq.lease where id = :owner)
 returning t.id, t.run, t.kind, t.attempt, t.max_attempts, t.created_at, t.payload, t.crashes,
-          t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
+          t.sensitive, t.queue, t.priority, t.due_at, t.expires_at - now() as expires_in;
 
 -- name: survey
 -- List the lanes (queue, priority) that hold pending tasks, most urgent first, with the seconds until
@@ -98,15 +98,25 @@ select '' as queue, 0::smallint as priority,
          limit 1) first
  order by priority, queue;
 
+-- name: seal
+-- Write that the content of these runs is about to leave, each guarded by id, owner and run.
+update taskq.task t
+   set sealed = t.run
+  from unnest(:ids::bigint[], :runs::integer[], :owners::bigint[]) as o (id, run, owner)
+ where t.id = any (:ids::bigint[]) and t.id = o.id and t.owner = o.owner and t.run = o.run
+returning t.id, t.run;
+
 -- name: settle
 -- Write the outcomes of finished runs, each guarded by id, owner and run; keep the error of each
--- counted attempt that failed; count the final ones by the minute.  The sums of now() and an interval (null where
--- it does not apply) stand in for CASE, which may not hold now() on a sharded database.
+-- counted attempt that failed, and what any run noted; erase the content where `keeps` says so; count the final
+-- ones by the minute.  Runs that were put off share the row of run 0.  The sums of now() and an interval (null
+-- where it does not apply) stand in for CASE, which may not hold now() on a sharded database.
 with outcome as materialized (
     select *
       from unnest(:ids::bigint[], :runs::integer[], :owners::bigint[], :statuses::smallint[], :delays_s::float8[],
-                  :finals::interval[], :attempts_back::smallint[], :reasons::text[], :errors::text[])
-           as o (id, run, owner, status, delay_s, final, attempt_back, reason, error)),
+                  :finals::interval[], :attempts_back::smallint[], :reasons::text[], :errors::text[],
+                  :details::text[], :keeps::text[], :erasures::interval[])
+           as o (id, run, owner, status, delay_s, final, attempt_back, reason, error, detail, keeps, erasure)),
 settled as (
     update taskq.task t
        set status      = o.status,
@@ -115,10 +125,13 @@ settled as (
            finished_at = now() + o.final,
            attempt     = t.attempt - o.attempt_back,
            reason      = o.reason,
-           last_error  = coalesce(o.error, t.last_error)
+           last_error  = coalesce(o.error, t.last_error),
+           payload     = case when o.keeps is null then t.payload else taskq.erased(t.payload, o.keeps::jsonb) end,
+           erased_at   = now() + o.erasure
       from outcome o
      where t.id = any (:ids::bigint[]) and t.id = o.id and t.owner = o.owner and t.run = o.run
-    returning t.id, t.run, t.queue, t.kind, t.status, o.owner, t.attempt, o.attempt_back, t.started_at, o.error),
+    returning t.id, t.run, t.queue, t.kind, t.status, o.owner, t.attempt, o.attempt_back, t.started_at, o.error,
+              o.detail),
 counted as (
     insert into taskq.minute_count as m (minute, owner, queue, kind, status, n)
     select date_trunc('minute', now()), s.owner, s.queue, s.kind, s.status, count(*)
@@ -127,11 +140,22 @@ counted as (
      group by s.owner, s.queue, s.kind, s.status
     on conflict (minute, owner, queue, kind, status) do update set n = m.n + excluded.n),
 kept as (
-    insert into taskq.attempt (task_id, run, attempt, owner, started_at, outcome, error)
-    select s.id, s.run, s.attempt, s.owner, s.started_at, case s.status when 3 then 'failed' else 'retry' end, s.error
+    insert into taskq.attempt as a (task_id, run, attempt, owner, started_at, outcome, error, detail)
+    select s.id, case when s.status = 0 and s.attempt_back = 1 then 0 else s.run end, s.attempt, s.owner, s.started_at,
+           case when s.status = 2 then 'Ok' when s.status = 3 then 'failed' when s.attempt_back = 1 then 'snoozed'
+                else 'retry' end,
+           s.error, s.detail::jsonb
       from settled s
-     where s.error is not null and s.attempt_back = 0
-    on conflict (task_id, run) do nothing)
+     where s.detail is not null or s.error is not null and s.attempt_back = 0
+    on conflict (task_id, run) do update
+       set attempt    = excluded.attempt,
+           owner      = excluded.owner,
+           started_at = excluded.started_at,
+           ended_at   = excluded.ended_at,
+           error      = excluded.error,
+           detail     = excluded.detail,
+           times      = a.times + 1
+     where a.run = 0)
 select id, run from settled;
 
 -- name: settle_ok
@@ -159,13 +183,15 @@ select id, run
  where status = 1 and owner = :owner;
 
 -- name: release
--- Hand back runs of :owner that never reached its workers (the claim's answer was lost on the way).
+-- Hand back runs of :owner that never reached its workers (the claim's answer was lost on the way).  A sealed
+-- one has reached them: it waits for its rescue.
 update taskq.task t
    set status  = 0,
        owner   = null,
        attempt = t.attempt - 1
   from unnest(:ids::bigint[], :runs::integer[]) as r (id, run)
  where t.id = any (:ids::bigint[]) and t.id = r.id and t.run = r.run and t.owner = :owner
+   and t.sealed is distinct from t.run
 returning t.id;
 
 -- name: become_leader
@@ -181,8 +207,8 @@ delete from taskq.lease
 returning id;
 
 -- name: rescue
--- Make the tasks of ended leases pending again, at most :batch at once; a task that was running when
--- its process died for the third time is failed as poisoned, one without attempts left as exhausted.
+-- Make the tasks of ended leases pending again, at most :batch at once; a sealed run is never repeated, a task that
+-- was running when its process died for the third time is failed as poisoned, one without attempts left as exhausted.
 with lost as materialized (
     select t.id
       from taskq.task t
@@ -192,7 +218,8 @@ with lost as materialized (
        for update of t),
 verdict as materialized (
     select t.id, t.run, t.owner, t.attempt, t.started_at, t.queue, t.kind,
-           case when t.crashes >= 2 then 'poisoned'
+           case when t.sealed = t.run then 'outcome_unknown'
+                when t.crashes >= 2 then 'poisoned'
                 when t.attempt >= t.max_attempts then 'attempts_exhausted' end as reason
       from taskq.task t
      where t.id = any (array(select id from lost))),
@@ -215,8 +242,9 @@ counted as (
      group by r.owner, r.queue, r.kind
     on conflict (minute, owner, queue, kind, status) do update set n = m.n + excluded.n),
 kept as (
-    insert into taskq.attempt (task_id, run, attempt, owner, started_at, outcome, error)
-    select r.id, r.run, r.attempt, r.owner, r.started_at, 'lost', 'the process that ran it died or lost its lease'
+    insert into taskq.attempt (task_id, run, attempt, owner, started_at, outcome, error, detail)
+    select r.id, r.run, r.attempt, r.owner, r.started_at, 'lost', 'the process that ran it died or lost its lease',
+           case r.reason when 'outcome_unknown' then '{"ambiguous": true}'::jsonb end
       from rescued r
     on conflict (task_id, run) do nothing)
 select id, run, attempt, reason from rescued order by id;
@@ -246,10 +274,16 @@ counted as (
 select count(*) from expired;
 
 -- name: prune_tasks
--- Delete finished tasks older than :retention_s seconds among the next :batch ids after :after; those of a
--- group only when all of them are.  Tell which groups and which content may have lost their last task.
+-- Among the next :batch ids after :after, delete finished tasks older than :retention_s seconds, those of a group
+-- only when all of them are, and erase the content of those past their days: :privacy says by kind what a payload
+-- keeps and for how long it stays whole.  Tell which groups and which content may have lost their last task.
 with batch as materialized (
-    select t.id, t.group_id, t.status >= 2 and t.finished_at < now() - :retention_s::float8 * interval '1 second' as old
+    select t.id, t.group_id, t.status >= 2 and t.finished_at < now() - :retention_s::float8 * interval '1 second' as old,
+           t.erased_at is not null as erased,
+           t.erased_at is null and t.status >= 2
+               and t.finished_at < now() - case when t.sensitive then interval '0'
+                                                else (:privacy::jsonb -> t.kind ->> 'content_days')::float8 * interval '1 day'
+                                           end as expired
       from taskq.task t
      where t.id > :after
      order by t.id
@@ -268,12 +302,24 @@ gone as (
                  from batch b
                 where b.old and (b.group_id is null or b.group_id <> all (array(select h.id from held h)))))
     returning t.id, t.group_id),
+erased as (
+    update taskq.task t
+       set payload   = taskq.erased(t.payload, :privacy::jsonb -> t.kind -> 'keeps'),
+           erased_at = now()
+     where t.id = any (array(select b.id from batch b where b.expired and not b.old))
+       and :privacy::jsonb ? t.kind
+    returning t.id),
 notes as (
     delete from taskq.attempt a
      where a.task_id = any (array(select g.id from gone g))),
 unused as (
     delete from taskq.task_blob u
-     where u.task_id = any (array(select g.id from gone g))
+     where u.task_id = any (array(
+               select g.id from gone g
+                union all
+               select e.id from erased e
+                union all
+               select b.id from batch b where b.erased))
     returning u.digest)
 select max(b.id) as last, (select count(*) from gone) as gone,
        array(select distinct g.group_id from gone g where g.group_id is not null) as groups,
@@ -344,16 +390,16 @@ delete from taskq.attempt where task_id >= :low and task_id < :high;
 -- name: get
 -- Show one task.
 select id, kind, queue, status, attempt, max_attempts, created_at, due_at, started_at, finished_at, reason, last_error,
-       expires_at, tags, metadata, group_id
+       expires_at, tags, metadata, group_id, erased_at
   from taskq.task
  where id = :id;
 
 -- name: attempts
--- Show the attempts of one task that did not end Ok, oldest first, at most :limit.
-select attempt, run, started_at, ended_at, outcome, error
+-- Show the attempts of one task of which something is kept, oldest first, at most :limit.
+select attempt, run, started_at, ended_at, outcome, error, times, detail
   from taskq.attempt
  where task_id = :id
- order by run
+ order by ended_at, run
  limit :limit;
 
 -- name: server

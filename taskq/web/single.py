@@ -21,7 +21,7 @@ from taskq.web.shown import shown_task
 
 __all__ = ["TaskPages"]
 
-ATTEMPTS_SHOWN_MAX = 100
+ATTEMPTS_SHOWN_MAX = 101  # a counted one for each of at most 100 attempts, and one for all that were put off
 ENDED = (Status.OK, Status.FAILED, Status.CANCELLED)
 
 
@@ -47,7 +47,7 @@ class TaskPages:
         router.add("POST", "/task/{id}/retry", self.retry)
 
     async def show(self, request: web.BaseRequest, argument: str) -> web.Response:
-        """Show a task with the attempts that did not end Ok, or a group; `?wait=N` waits for its end."""
+        """Show a task with what is kept of its attempts and its timeline, or a group; `?wait=N` waits for its end."""
         task_id = id_of(argument)
         if isinstance(task_id, web.Response):
             return task_id
@@ -60,8 +60,8 @@ class TaskPages:
         if task is None:
             group = await self._group(task_id, wait_s)
             return json_answer(shown_group(group)) if group else _no_such_task(task_id)
-        attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.last_error else []
-        return json_answer(shown_task(task) | {"attempts": attempts})
+        attempts = await self._store.attempts(task_id, limit=ATTEMPTS_SHOWN_MAX) if task.started_at else []
+        return json_answer(shown_task(task, attempts))
 
     async def cancel(self, _request: web.BaseRequest, argument: str) -> web.Response:
         """Cancel what has not ended: 200 with the status now, 202 while a run is being ended."""

@@ -12,7 +12,7 @@ from taskq.listing import LIMIT_MAX, Listing
 from taskq.web.answer import json_answer
 from taskq.web.problem import problem
 from taskq.web.router import Router
-from taskq.web.shown import shown_task
+from taskq.web.shown import shown_row
 
 __all__ = ["TaskList"]
 
@@ -47,4 +47,4 @@ class TaskList:
                 )
         wanted = parse_filter(query.get("filter", ""), named)
         page = await self._listing.page(wanted, after=query.get("after"), limit=int(limit))
-        return json_answer({"tasks": [shown_task(task) for task in page.tasks], "next": page.next})
+        return json_answer({"tasks": [shown_row(task) for task in page.tasks], "next": page.next})

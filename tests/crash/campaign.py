@@ -38,6 +38,7 @@ SHORT_LIVES = {"poll_s": 0.2, "sweep_s": 0.5, "beat_s": 0.5, "lease_s": 2, "prob
 """Settings that make a lost lease show within seconds."""
 
 REQUEST_S = 20.0
+LOAD_THREADS = 6
 
 BUSY_S = 10.0
 """What a busy machine may add to a span that the settings promise; how long it takes at rest is printed."""
@@ -63,9 +64,9 @@ class History:
         self.latest = ""
         """The recipient of the latest submission."""
 
-    def recipient(self) -> str:
-        """Return an address that no other submission has."""
-        self.latest = f"n{next(self._numbers)}@example.com"
+    def recipient(self, name: str = "n") -> str:
+        """Return an address that no other submission has; `name` begins it."""
+        self.latest = f"{name}{next(self._numbers)}@example.com"
         return self.latest
 
     def note(self, to: str, outcome: str, **facts: object) -> None:
@@ -126,15 +127,16 @@ class Load:
         *,
         rate_per_s: float,
         document: Callable[[str], dict[str, object]] = mail,
-        threads: int = 6,
+        name: str = "n",
     ) -> None:
         self._instances = instances
         self._history = history
         self._document = document
-        self._pause_s = threads / rate_per_s
+        self._name = name
+        self._pause_s = LOAD_THREADS / rate_per_s
         self._ended = threading.Event()
         self._turns = itertools.count()
-        self._threads = [threading.Thread(target=self._submit, args=(seed * 100 + n,)) for n in range(threads)]
+        self._threads = [threading.Thread(target=self._submit, args=(seed * 100 + n,)) for n in range(LOAD_THREADS)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -153,7 +155,11 @@ class Load:
         while not self._ended.wait(chance.expovariate(1 / self._pause_s)):
             urls = [url for instance in self._instances if (url := instance.url)]
             if urls:
-                post(urls[next(self._turns) % len(urls)], self._document(self._history.recipient()), self._history)
+                post(
+                    urls[next(self._turns) % len(urls)],
+                    self._document(self._history.recipient(self._name)),
+                    self._history,
+                )
 
 
 @functools.cache
@@ -244,14 +250,17 @@ class Campaign:
         environment = {
             "CRASH_GATES": ",".join(str(gate.port) for gate in self.gates),
             "CRASH_JOURNAL": str(self.effects),
+            "CRASH_RELAY": self.sink.url,
             "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
         }
         made = Instance(self.place, name, settings | flags, environment)
         self.instances.append(made)
         return made.start()
 
-    def load(self, *, rate_per_s: float = 100.0, document: Callable[[str], dict[str, object]] = mail) -> Load:
-        return Load(self.instances, self.history, self.seed, rate_per_s=rate_per_s, document=document)
+    def load(
+        self, *, rate_per_s: float = 100.0, document: Callable[[str], dict[str, object]] = mail, name: str = "n"
+    ) -> Load:
+        return Load(self.instances, self.history, self.seed, rate_per_s=rate_per_s, document=document, name=name)
 
     def post(self, document: dict[str, object], instance: Instance | None = None) -> int | None:
         url = (instance or self.instances[0]).url
@@ -296,12 +305,13 @@ class Campaign:
             return int(self.ask("select count(*) from taskq.task where status < 2")[0][0])
         return -1
 
-    def finish(self, title: str, *, poison: str = "", doomed: str = "") -> Report:
+    def finish(self, title: str, *, poison: str = "", doomed: str = "", sealed: str = "") -> Report:
         """Wait until every task is final, then let the checker compare."""
         began = time.monotonic()
         with suppress(AssertionError):  # what is stuck is the checker's to report
             wait_until(lambda: self.unfinished() == 0, "every task is final")
-        report = check(self.history.path, self.dsn, [self.sink.journal, self.effects], poison=poison, doomed=doomed)
+        journals = [self.sink.journal, self.effects]
+        report = check(self.history.path, self.dsn, journals, poison=poison, doomed=doomed, sealed=sealed)
         print(report.table(f"{title} (seed {self.seed}; all final {time.monotonic() - began:.1f} s after the load)"))
         return report
 

@@ -6,7 +6,8 @@ that a wrong idea in the program can't hide in the program's own words.
 
 Every submission has a recipient of its own; that ties the three together.  What must hold is in
 `Report.violations`; what may happen but must be explained (a second copy of a mail whose run was
-lost or ended ambiguous) is counted.
+lost or ended ambiguous) is counted.  A sealed task has no such excuse: it may fail with its outcome
+unknown, but must never have a second copy.
 """
 
 import json
@@ -65,6 +66,7 @@ class Report:
     copies: int = 0
     duplicates_explained: int = 0
     duplicates_unexplained: int = 0
+    outcomes_unknown: int = 0
     poisoned: list[int] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     lost: int = 0
@@ -78,6 +80,7 @@ class Report:
             ("tasks", f"{self.rows}: {self.ok} Ok, {self.failed} failed, {len(self.poisoned)} poisoned"),
             ("runs", f"{self.runs}: {self.runs_lost} lost, {self.runs_ambiguous} ambiguous"),
             ("runs handed back", self.runs_handed_back),
+            ("sealed, outcome unknown", self.outcomes_unknown),
             ("copies in the sink", self.copies),
             ("duplicates explained", self.duplicates_explained),
             ("duplicates unexplained", self.duplicates_unexplained),
@@ -88,7 +91,9 @@ class Report:
         return "\n".join([f"== {title}", *lines, *(f"  ! {violation}" for violation in self.violations[:20])])
 
 
-def check(history: Path, dsn: str, journals: Sequence[Path], *, poison: str = "", doomed: str = "") -> Report:
+def check(
+    history: Path, dsn: str, journals: Sequence[Path], *, poison: str = "", doomed: str = "", sealed: str = ""
+) -> Report:
     """Compare the witnesses.
 
     Args:
@@ -97,6 +102,7 @@ def check(history: Path, dsn: str, journals: Sequence[Path], *, poison: str = ""
         journals: JSON lines of the sinks.
         poison: The kind whose tasks are meant to end poisoned.
         doomed: The kind whose tasks are meant to fail.
+        sealed: What the recipients of sealed tasks begin with; empty: there are none.
     """
     told = list(_lines([history]))
     copies = list(_lines(journals))
@@ -106,9 +112,10 @@ def check(history: Path, dsn: str, journals: Sequence[Path], *, poison: str = ""
         counters = dict(connection.execute(COUNTERS).fetchall())
     report = Report()
     _check_submissions(report, told, rows)
-    _check_rows(report, rows, poison, doomed)
+    seals = {row.id for row in rows if sealed and row.recipient.startswith(sealed)}
+    _check_rows(report, rows, poison, doomed, seals)
     _check_runs(report, rows, attempts)
-    _check_copies(report, rows, attempts, copies)
+    _check_copies(report, rows, [each for each in attempts if each[0] not in seals], copies)
     _check_counters(report, rows, counters)
     return report
 
@@ -149,8 +156,8 @@ def _check_submissions(report: Report, told: list[dict[str, Any]], rows: list[Ro
         report.violations.append(f"{len(strangers)} rows that nobody submitted, such as {strangers[:5]}")
 
 
-def _check_rows(report: Report, rows: list[Row], poison: str, doomed: str) -> None:
-    """Every task is final, none beyond its attempts, and only the culprits are poisoned."""
+def _check_rows(report: Report, rows: list[Row], poison: str, doomed: str, seals: set[int]) -> None:
+    """Every task is final, none beyond its attempts; only culprits are poisoned, only the sealed may end unknown."""
     report.rows = len(rows)
     for row in rows:
         report.ok += row.status == OK
@@ -165,6 +172,8 @@ def _check_rows(report: Report, rows: list[Row], poison: str, doomed: str) -> No
             report.poisoned.append(row.id)
             if row.kind != poison:
                 report.violations.append(f"innocent task {row.id} ({row.kind}) was failed as poisoned")
+        elif row.reason == "outcome_unknown" and row.id in seals:
+            report.outcomes_unknown += 1
         elif row.status == FAILED and row.kind != doomed:
             report.violations.append(f"task {row.id} failed: {row.reason}, {row.last_error}")
 
@@ -183,7 +192,7 @@ def _check_runs(report: Report, rows: list[Row], attempts: list[Any]) -> None:
         if runs and max(runs) > row.run:
             report.violations.append(f"task {row.id} is at run {row.run}, but run {max(runs)} has ended")
         final = runs.get(row.run)
-        expected = {OK: (None,), FAILED: ("failed", "lost")}.get(row.status, (None, "retry", "lost"))
+        expected = {OK: (None, "Ok"), FAILED: ("failed", "lost")}.get(row.status, (None, "retry", "lost"))
         if final not in expected:
             report.violations.append(
                 f"the result of a superseded run was accepted: task {row.id} is {FINAL.get(row.status)} "

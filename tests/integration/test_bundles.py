@@ -18,10 +18,11 @@ from taskq import intake as intake_module
 from taskq import sql
 from taskq.bundles import Stored, pack
 from taskq.config import Settings
+from taskq.context import Context
 from taskq.errors import IntakeFull, Snooze, StoreRefused, StoreUnavailable, TaskError
 from taskq.intake import Intake
 from taskq.store import Store
-from taskq.task import Blob, Bundle, Context, NewTask
+from taskq.task import Blob, Bundle, NewTask
 
 NUL = '{"a": "\\u0000"}'
 PICTURE, LETTER = Blob(b"\x00\xff" * 50_000), Blob(b"a letter")

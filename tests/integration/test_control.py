@@ -9,8 +9,9 @@ import pytest
 from rig import NEVER, Connection, Work, becomes, kind, new, put, register, row, running, says
 
 from taskq.config import Settings
+from taskq.context import Context
 from taskq.errors import TaskError
-from taskq.task import Context, Status
+from taskq.task import Status
 
 
 async def test_status_says_the_word_of_the_contract(connection: Connection):

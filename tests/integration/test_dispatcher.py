@@ -31,8 +31,9 @@ from rig import (
 from taskq import dispatcher as module
 from taskq import settler
 from taskq.config import Settings
+from taskq.context import Context
 from taskq.errors import Snooze, StoreRefused, StoreUnavailable, TaskError
-from taskq.task import Context, RetryPolicy
+from taskq.task import RetryPolicy
 
 # -- finding work
 

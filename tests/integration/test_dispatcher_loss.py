@@ -27,10 +27,10 @@ from rig import (
 
 from taskq import dispatcher as module
 from taskq.config import Settings
+from taskq.context import Context
 from taskq.errors import StoreUnavailable, TaskError
 from taskq.service import Parts
 from taskq.sql import Statement
-from taskq.task import Context
 
 # -- answers lost on the way
 

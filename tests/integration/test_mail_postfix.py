@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from postfix import Postfix, running_postfix
 
+from taskq.context import Context
 from taskq.errors import Snooze, TaskError
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
@@ -16,7 +17,7 @@ from taskq.mail.compose import Attachment, Draft, compose
 from taskq.mail.envelope import Envelope
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.task import Context, Run
+from taskq.task import Run
 
 SENDER = "taskq@ok.test"
 

@@ -8,13 +8,14 @@ from contextlib import contextmanager, nullcontext
 import pytest
 from smtp_script import CREATED, PATIENT, UID, Action, Drop, Hold, envelope, outcome, relay_of, scripted
 
+from taskq.context import Context
 from taskq.errors import Snooze, TaskError
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.breaker import Breaker
 from taskq.mail.envelope import Envelope
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.task import Context, Run
+from taskq.task import Run
 
 EIGHT_BIT_NAMES = ("PIPELINING", "SMTPUTF8", "8BITMIME")
 

@@ -12,11 +12,12 @@ from uuid import UUID
 
 import pytest
 
+from taskq.context import Context
 from taskq.errors import Snooze, TaskError
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.task import Context, Run
+from taskq.task import Run
 
 CREATED = datetime(2024, 2, 29, 7, 5, 9, tzinfo=UTC)
 INSTALLATION = UUID("01890a5d-ac96-774b-bcce-b302099a8057")

@@ -37,6 +37,14 @@ FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
 TASKS = sql.load("tasks") | sql.load("bundle")
 PAYLOAD = json.dumps({"to": "ada@example.com", "subject": "A subject of usual length", "body": "x" * 240})
+NOTED = json.dumps(
+    {
+        "relay": "smtp://smtp.example.com:587", "peer": "192.0.2.25", "tls": "TLSv1.3", "connection": 7, "mail": 31,
+        "ms": {"connect": 0, "tls": 0, "auth": 0, "envelope": 12.4, "data": 23.9}, "phase": "dot",
+        "verdict": "accepted", "code": 250, "enhanced": "2.0.0", "text": "Ok: queued as 4YkZl13wJzz9sSx",
+        "remote_id": "4YkZl13wJzz9sSx", "bytes": 812,
+    }
+)  # fmt: skip
 BACKLOG = 200_000
 BATCH = 64
 
@@ -58,7 +66,11 @@ HOT: dict[str, dict[str, str]] = {
         "attempts_back": "array[0, 1]::smallint[]",
         "reasons": "array[null, null]::text[]",
         "errors": "array[null, 'x']::text[]",
+        "details": "array['{}', null]::text[]",
+        "keeps": "array['[]', null]::text[]",
+        "erasures": "array['0', null]::interval[]",
     },
+    "seal": {"ids": "array[5, 6]::bigint[]", "runs": "array[1, 1]", "owners": "array[1, 1]::bigint[]"},
     "settle_ok": {"ids": "array[5, 6]::bigint[]", "runs": "array[1, 1]", "owner": "1"},
     "get": {"id": "5"},
     "rescue": {"batch": "5000"},
@@ -73,6 +85,7 @@ HOT: dict[str, dict[str, str]] = {
 INDEX = {
     "claim": "task_pending",
     "settle": "task_pkey",
+    "seal": "task_pkey",
     "settle_ok": "task_pkey",
     "get": "task_pkey",
     "rescue": "task_running",
@@ -255,7 +268,7 @@ async def log_bytes(connection: Connection) -> int:
     return int(await connection.fetchval("select pg_current_wal_insert_lsn() - '0/0'"))
 
 
-async def run_round(store: Store, owner: int, *, births: int) -> None:
+async def run_round(store: Store, owner: int, *, births: int, detail: str | None = None) -> None:
     """One batch from its insert to its settling."""
     rows = await store.insert([new(payload=PAYLOAD)] * BATCH, births=births, owner=owner)
     runs = [(task_id, 1) for task_id, _, _ in rows]
@@ -263,19 +276,25 @@ async def run_round(store: Store, owner: int, *, births: int) -> None:
         claimed = await store.claim([("default", 0)], [EARLIEST], slots=BATCH, owner=owner)
         runs = [(run.id, run.run) for run, _, _ in claimed]
     assert len(runs) == BATCH
-    await store.settle([Change(task_id, run, owner, Status.OK) for task_id, run in runs])
+    await store.settle([Change(task_id, run, owner, Status.OK, detail=detail) for task_id, run in runs])
 
 
-@pytest.mark.parametrize(("births", "most"), [(BATCH, 850), (0, 1_250)], ids=["born", "claimed"])
-async def test_task_costs_few_bytes_of_log(store: Store, connection: Connection, births: int, most: int):
+@pytest.mark.parametrize(
+    ("births", "detail", "most"),
+    [(BATCH, None, 850), (0, None, 1_250), (BATCH, NOTED, 1_500)],
+    ids=["born", "claimed", "born-and-noted"],
+)
+async def test_task_costs_few_bytes_of_log(
+    store: Store, connection: Connection, births: int, detail: str | None, most: int
+):
     owner = await register(connection)
-    await run_round(store, owner, births=births)
+    await run_round(store, owner, births=births, detail=detail)
     costs: list[float] = []
 
     for _ in range(5):  # the least of five: autovacuum and checkpoints write there too
         before = await log_bytes(connection)
         for _ in range(20):
-            await run_round(store, owner, births=births)
+            await run_round(store, owner, births=births, detail=detail)
         costs.append((await log_bytes(connection) - before) / (20 * BATCH))
 
     assert min(costs) <= most
@@ -389,6 +408,6 @@ def test_run_is_written_as_the_store_reads_it():
     names = " ".join(name.strip() for name in returned)
 
     assert names == (
-        "id run kind attempt max_attempts created_at payload crashes queue priority due_at"
+        "id run kind attempt max_attempts created_at payload crashes sensitive queue priority due_at"
         " expires_at - now() as expires_in"
     )

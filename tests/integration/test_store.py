@@ -519,7 +519,7 @@ async def test_prune_deletes_what_finished_before_the_retention(store: Store, co
     await connection.execute("insert into taskq.attempt values ($1, 1, 1, 1, now(), now(), 'retry', 'x')", old)
     await connection.execute("insert into taskq.attempt values ($1, 1, 1, 1, now(), now(), 'retry', 'x')", young)
 
-    last, gone = await store.prune_tasks(after=0, retention_s=30 * 86_400, batch=100)
+    last, gone = await store.prune_tasks(after=0, retention_s=30 * 86_400, privacy={}, batch=100)
 
     left = [each[0] for each in await connection.fetch("select id from taskq.task order by id")]
     assert (last, gone) == (waiting, 2)
@@ -531,9 +531,9 @@ async def test_prune_deletes_what_finished_before_the_retention(store: Store, co
 async def test_prune_walks_the_ids_in_batches(store: Store, connection: Connection):
     ids = [await finished(connection, 40) for _ in range(5)]
 
-    first = await store.prune_tasks(after=0, retention_s=0, batch=2)
-    second = await store.prune_tasks(after=ids[1], retention_s=0, batch=9)
-    end = await store.prune_tasks(after=ids[-1], retention_s=0, batch=9)
+    first = await store.prune_tasks(after=0, retention_s=0, privacy={}, batch=2)
+    second = await store.prune_tasks(after=ids[1], retention_s=0, privacy={}, batch=9)
+    end = await store.prune_tasks(after=ids[-1], retention_s=0, privacy={}, batch=9)
 
     assert (first, second, end) == ((ids[1], 2), (ids[4], 3), (None, 0))
 
@@ -547,6 +547,15 @@ async def test_prune_counts_forgets_old_counters(store: Store, connection: Conne
     await store.prune_counts(retention_s=8 * 86_400)
 
     assert await connection.fetchval("select sum(n) from taskq.minute_count") == 6
+
+
+async def test_prune_rest_keeps_no_mail_longer_than_its_days(store: Store, connection: Connection):
+    await store.capture([(n, "a@b", "c@d", b"x") for n in range(3)])
+    await connection.execute("update taskq.inbox set captured_at = now() - interval '8 days' where task_id = 1")
+
+    await store.prune_rest(retention_s=86_400, inbox_mails_max=100, content_days=7)
+
+    assert [mail[1] for mail in await store.inbox(before=10**6, limit=10)] == [2, 0]
 
 
 async def test_prune_attempts_forgets_a_span_of_ids(store: Store, connection: Connection):

@@ -12,6 +12,7 @@ from taskq import sql
 from taskq import sweeper as module
 from taskq.config import Settings
 from taskq.errors import StoreUnavailable
+from taskq.facts import Privacy
 from taskq.lease import Lease
 from taskq.mailstore import MailStore
 from taskq.store import Store
@@ -146,6 +147,18 @@ async def test_third_crash_fails_a_task_as_poisoned(sweeper: Sweeper, store: Sto
     assert [outcome for _, _, outcome, _ in await attempts(connection, task_id)] == ["lost"] * 3
 
 
+async def test_sealed_tasks_of_a_dead_instance_are_failed_and_counted(
+    sweeper: Sweeper, connection: Connection, caplog: pytest.LogCaptureFixture
+):
+    sealed, unsealed = await running_at(connection, DEAD, sealed=1), await running_at(connection, DEAD, run=2, sealed=1)
+
+    assert await sweeper.rescue() == 2
+
+    assert [(await row(connection, task_id))["reason"] for task_id in (sealed, unsealed)] == ["outcome_unknown", None]
+    assert sweeper.unknown == 1
+    assert [record.__dict__["outcome_unknown"] for record in caplog.records] == [[sealed]]
+
+
 async def test_late_result_of_a_rescued_run_is_stale(sweeper: Sweeper, store: Store, connection: Connection):
     task_id = await running_at(connection, DEAD)
     await sweeper.rescue()
@@ -189,6 +202,27 @@ async def test_prune_keeps_what_is_not_finished(sweeper: Sweeper, connection: Co
     await running_at(connection, await register(connection), created_at=old, started_at=old)
 
     assert await sweeper.prune() == 0
+
+
+async def test_prune_erases_in_passing_what_is_past_its_days(
+    store: Store,
+    lease: Lease,
+    settings: Settings,
+    wakes: Wakes,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(module, "PRUNE_BATCH", 2)
+    privacy = {"email": Privacy(("to",), 7.0)}
+    sweeper = Sweeper(store, lease, settings, wake=wakes, privacy=privacy)
+    old, young = (datetime.now(UTC) - timedelta(days=days) for days in (8, 6))
+    payload = '{"to": "ada@example.com", "body": "Secret"}'
+    ids = [await put(connection, "email", status=2, finished_at=moment, payload=payload) for moment in (old, young) * 3]
+
+    await sweeper.prune()
+
+    erased = [(await row(connection, task_id))["erased_at"] is not None for task_id in ids]
+    assert erased == [True, False] * 3
 
 
 # -- partitions

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mail_payloads import CREATED, INSTALLATION, Mailer, Recorder
 
+from taskq.context import Context
 from taskq.errors import ConfigError, Snooze, StoreUnavailable, TaskError
 from taskq.kinds import email as email_kind
 from taskq.kinds.email import Email, EmailPayload
@@ -19,7 +20,7 @@ from taskq.mail.envelope import Envelope, Receipt
 from taskq.mail.inbox import Inbox
 from taskq.mail.relay import Relay, transport_from_url
 from taskq.mailstore import CapturedMail
-from taskq.task import Context, Run
+from taskq.task import Run
 from taskq.uid import uid_of
 
 UID = uid_of(7, INSTALLATION)

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from rig import kind
 from typing_extensions import TypedDict
 
+from taskq.context import Context
 from taskq.errors import ConfigError, InvalidPayload, UnknownKind
+from taskq.facts import Privacy
 from taskq.kinds import registry as module
 from taskq.kinds.registry import DEPTH_MAX, Kind, Registry, check_depth, handler, make_kind
-from taskq.task import Context, RetryPolicy
+from taskq.task import RetryPolicy
 
 
 class Resize(BaseModel):
@@ -301,6 +303,16 @@ def test_handler_declares_a_kind_with_its_limits(declared: list[Kind]):
     assert [(k.name, k.timeout_s, k.policy, k.max_attempts, k.ack_each) for k in declared] == [
         ("resize", 5, policy, 2, True)
     ]
+
+
+def test_registry_knows_which_kinds_are_private(declared: list[Kind]):
+    privacy = Privacy(("width",), 7.0)
+    handler("resize", privacy=privacy)(resize)
+    registry = Registry()
+    registry.add(declared[0])
+    registry.add(kind("plain", resize))
+
+    assert registry.private == {"resize": privacy}
 
 
 def test_handler_returns_the_function_unchanged(declared: list[Kind]):

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskq.context import Context
+from taskq.errors import Snooze
 from taskq.task import (
     DELAY_S_MAX,
     ERROR_CHARS_MAX,
     Blob,
     Change,
-    Context,
     Done,
     Expired,
     Failed,
@@ -23,6 +24,7 @@ from taskq.task import (
     Run,
     Snoozed,
     Status,
+    of_sealed,
     settle,
 )
 
@@ -213,3 +215,51 @@ async def test_context_reads_what_stands_beside_the_task_by_its_digest():
     assert [await context.blob(Blob(content).digest) for content in (b"a", b"")] == [b"a", b""]
     with pytest.raises(LookupError, match="no store"):
         await Context(a_run(), uuid.uuid4()).blob(Blob(b"a").digest)
+
+
+UNKNOWN = Failed("?", retryable=False, reason="outcome_unknown")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "meant"),
+    [
+        (Done(), Done()),
+        (Failed("450 later", retry_after_s=5), Failed("450 later", retry_after_s=5)),
+        (Failed("550 no", retryable=False), Failed("550 no", retryable=False)),
+        (Snoozed("down", 5), Snoozed("down", 5)),
+        (Failed("?", reason="outcome_unknown", retry_after_s=300), UNKNOWN),
+    ],
+)
+def test_sealed_run_is_repeated_only_when_nothing_happened(outcome: Outcome, meant: Outcome):
+    assert of_sealed(outcome) == meant
+
+
+def test_sealed_run_that_a_stop_cuts_off_is_failed():
+    change = settle(a_run(attempt=1), of_sealed(Released()), POLICY)
+
+    assert (change.status, change.reason, change.attempt_back) == (Status.FAILED, "outcome_unknown", 0)
+
+
+async def test_context_is_sealed_once_it_is_stored():
+    stored: list[Run] = []
+
+    async def seal(run: Run) -> None:
+        stored.append(run)
+
+    context = Context(a_run(), uuid.uuid4(), seal)
+    before = context.sealed
+    await context.seal()
+    await context.seal()
+
+    assert (before, context.sealed, stored) == (False, True, [a_run()])
+
+
+async def test_context_is_not_sealed_when_it_could_not_be_stored():
+    async def seal(_run: Run) -> None:
+        raise Snooze("away", delay_s=1)
+
+    context = Context(a_run(), uuid.uuid4(), seal)
+
+    with pytest.raises(Snooze):
+        await context.seal()
+    assert not context.sealed

@@ -1,17 +1,21 @@
 """Whatever a handler does becomes a value."""
 
 import asyncio
+import json
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from rig import kind
 
+from taskq.context import Context
 from taskq.errors import InvalidPayload, Snooze, TaskError
+from taskq.facts import Privacy
 from taskq.kinds.registry import Registry
-from taskq.task import Context, Done, Expired, Failed, Outcome, Run, Snoozed
-from taskq.worker import Worker
+from taskq.task import Change, Done, Expired, Failed, Outcome, Released, Run, Snoozed, Status
+from taskq.worker import Execution, Worker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -148,3 +152,91 @@ async def test_worker_calls_no_handler_for_a_task_that_has_lost_its_use(left_s: 
 
     assert await worker.run(run, worker.kind(run), worker.context(run)) == outcome
     assert bool(called) == (outcome == Done())
+
+
+# -- what is kept of a run
+
+
+FACTS = {"relay": "smtp://relay", "text": "550 <ada@example.com> unknown"}
+
+
+def change_of(
+    outcome: Outcome, *, privacy: Privacy | None = None, sealed: bool = False, sensitive: bool = False
+) -> Change:
+    async def work(_payload: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    run = a_run()
+    run.sensitive = sensitive
+    context = Context(run, uuid.uuid4())
+    context.note(FACTS)
+    context.sealed = sealed
+    return Execution(run, replace(kind("work", work), privacy=privacy), context, 0.0).change(outcome)
+
+
+def test_change_holds_what_the_handler_noted():
+    assert json.loads(change_of(Done()).detail or "") == FACTS
+    assert json.loads(change_of(Failed("no")).detail or "") == FACTS
+
+
+def test_change_of_a_run_that_is_handed_back_holds_nothing():
+    assert change_of(Released()).detail is None
+
+
+def test_change_of_a_private_kind_holds_no_address():
+    change = change_of(Failed("550 <ada@example.com> unknown"), privacy=Privacy(("to",), 7))
+
+    assert (change.error, json.loads(change.detail or "")["text"]) == ("550 <a***@example.com> unknown",) * 2
+    assert change_of(Failed("no git@example.com")).error == "no git@example.com"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "content_days", "sensitive", "keeps"),
+    [
+        (Done(), 7.0, False, None),
+        (Done(), 0.0, False, '["to"]'),
+        (Done(), 7.0, True, '["to"]'),
+        (Failed("no", retryable=False), 0.0, False, '["to"]'),
+        (Failed("not yet"), 0.0, True, None),
+        (Snoozed("down", 5), 0.0, True, None),
+        (Released(), 0.0, True, None),
+    ],
+)
+def test_change_erases_the_content_of_what_is_final(
+    outcome: Outcome, content_days: float, *, sensitive: bool, keeps: str | None
+):
+    assert change_of(outcome, privacy=Privacy(("to",), content_days), sensitive=sensitive).keeps == keeps
+
+
+def test_sensitive_task_of_a_kind_without_privacy_is_left_whole():
+    assert change_of(Done(), sensitive=True).keeps is None
+
+
+def test_unexpected_exception_in_a_sealed_run_is_final():
+    outcome = Failed("ConnectionResetError: lost", reason="outcome_unknown")
+
+    assert change_of(outcome).status is Status.PENDING
+    assert (change_of(outcome, sealed=True).status, change_of(outcome, sealed=True).reason) == (
+        Status.FAILED,
+        "outcome_unknown",
+    )
+
+
+def test_outcome_that_is_not_known_is_told(caplog: pytest.LogCaptureFixture):
+    context = Context(a_run(), uuid.uuid4())
+    execution = Execution(a_run(), None, context, 0.0)
+    known = execution.outcome_unknown(execution.change(Failed("no")))
+    context.note({"ambiguous": True})
+
+    unknown = execution.outcome_unknown(execution.change(Failed("ambiguous")))
+
+    assert (known, unknown) == (False, True)
+    assert [record.__dict__["task_id"] for record in caplog.records] == [7]
+
+
+async def test_log_of_a_handler_that_raised_holds_no_address(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+
+    await outcome_of(ValueError("no mailbox ada@example.com"))
+
+    assert [record.__dict__["error"] for record in caplog.records] == ["ValueError('no mailbox a***@example.com')"]
