@@ -34,7 +34,7 @@ from taskq.mail.dkim import load_signers
 from taskq.mail.envelope import Transport
 from taskq.mail.inbox import CapturedMail
 from taskq.mail.pool import PoolLimits
-from taskq.mail.relay import transport_from_url
+from taskq.mail.routes import described, transport_from_url
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
@@ -274,13 +274,13 @@ def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:
 
 
 def _catches(settings: Settings) -> bool:
-    return settings.smtp_url.get_secret_value() in ("", "inbox:")
+    return settings.smtp_url.get_secret_value().strip() in ("", "inbox:")
 
 
 def _mails(settings: Settings) -> str:
     if _catches(settings):
         return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
-    return f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+    return f"sent by {described(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
 
 
 def spare_collector() -> None:

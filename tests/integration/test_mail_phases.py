@@ -8,9 +8,9 @@ import pytest
 from smtp_script import PATIENT, Action, Drop, Hang, Hold, Reset, envelope, outcome, relay_of, scripted
 
 from taskq.errors import Snooze, TaskError
+from taskq.mail.handshake import TimeLimits
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.mail.smtp import TimeLimits
 
 SHORT = TimeLimits(connect_s=0.3, hello_s=0.3, command_s=0.3, body_s=0.3, dot_s=0.3)
 

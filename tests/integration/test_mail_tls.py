@@ -16,11 +16,11 @@ from smtp_script import PATIENT, Action, Drop, Hang, ScriptedServer, scripted
 
 from taskq.errors import Snooze
 from taskq.mail.envelope import Envelope
+from taskq.mail.handshake import TimeLimits
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.mail.smtp import TimeLimits
 
-SHORT = TimeLimits(connect_s=0.5, hello_s=0.5, command_s=0.5, body_s=0.5, dot_s=0.5)
+SHORT = TimeLimits(connect_s=0.5, tls_s=0.5, hello_s=0.5, command_s=0.5, body_s=0.5, dot_s=0.5)
 MESSAGE = b"From: a@x.test\r\n\r\n" + b"y" * 70 + b"\r\n"
 LARGE = MESSAGE * 40_000
 EXTENSIONS = ("PIPELINING", "AUTH PLAIN")
@@ -184,4 +184,4 @@ async def test_a_silent_server_on_the_tls_port_is_only_down() -> None:
         error = await refused(Relay(parse_server(f"smtps://127.0.0.1:{port}"), limits=SHORT))
 
     assert error.delay_s < 10
-    assert "no answer within 0.5 s" in str(error)
+    assert "no answer within 1 s" in str(error)

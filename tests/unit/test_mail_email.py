@@ -15,7 +15,8 @@ from taskq.mail.compose import Draft, compose
 from taskq.mail.dkim import Signer
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.inbox import CapturedMail, Inbox
-from taskq.mail.relay import Relay, transport_from_url
+from taskq.mail.relay import Relay
+from taskq.mail.routes import transport_from_url
 from taskq.task import Context, Run
 from taskq.uid import uid_of
 
