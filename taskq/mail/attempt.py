@@ -76,5 +76,5 @@ async def _once(pool: Pool, connection: Connection | None, envelope: Envelope, s
 
 def _note(envelope: Envelope, relay: str, connection: Connection | None, facts: dict[str, object]) -> None:
     if envelope.note is not None:
-        place = connection.facts if connection is not None else {}
+        place: dict[str, object] = {"connection": None} if connection is None else connection.facts
         envelope.note({"relay": relay, "bytes": len(envelope.message)} | place | facts)

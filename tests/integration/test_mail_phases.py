@@ -1,7 +1,6 @@
 """What each answer of a relay, or the lack of one, means for the task (research: mail §2.2, §2.3)."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import nullcontext
 
 import pytest
@@ -17,20 +16,6 @@ SHORT = TimeLimits(connect_s=0.3, hello_s=0.3, command_s=0.3, body_s=0.3, dot_s=
 both_paths = pytest.mark.parametrize(
     "extensions", [("PIPELINING", "SIZE 1000000"), ()], ids=["pipelined", "one-by-one"]
 )
-
-
-async def run(script: Mapping[str, Action | list[Action]], extensions: tuple[str, ...]) -> Snooze | TaskError | None:
-    """Send one mail to a server that follows the script; at least one side must then be done."""
-    async with scripted(script, extensions=extensions) as server:
-        relay = relay_of(server, limits=SHORT if _hangs(script) else PATIENT)
-        result = await outcome(relay)
-        await relay.close()
-        await server.settled()
-    return result
-
-
-def _hangs(script: Mapping[str, Action | list[Action]]) -> bool:
-    return any(isinstance(action, Hang | bytes) for action in script.values())
 
 
 @both_paths
@@ -49,102 +34,7 @@ async def test_send_delivers_exactly_the_composed_bytes(extensions: tuple[str, .
     assert server.counts["quit"] == 1
 
 
-# phase, action -> S(nooze) | T(ransient) | P(ermanent) | A(mbiguous)
-MATRIX: list[tuple[str, Action, str]] = [
-    ("banner", "421 4.3.2 busy", "S"),
-    ("banner", "554 no", "S"),
-    ("banner", Drop(), "S"),
-    ("banner", Reset(), "S"),
-    ("banner", Hang(), "S"),
-    ("banner", b"SSH-2.0-OpenSSH\r\n", "S"),
-    ("ehlo", "421 4.3.2 busy", "S"),
-    ("ehlo", "550 who are you", "S"),
-    ("ehlo", Drop(), "S"),
-    ("ehlo", Drop("250 script.test"), "S"),
-    ("ehlo", Reset(), "S"),
-    ("ehlo", Hang(), "S"),
-    ("ehlo", b"what?\r\n", "S"),
-    ("mail", "421 4.3.2 shutting down", "S"),
-    ("mail", "450 4.1.8 odd", "T"),
-    ("mail", "452 4.3.1 full", "T"),
-    ("mail", "454 4.7.0 throttling", "S"),
-    ("mail", "530 5.7.0 authenticate", "S"),
-    ("mail", "550 5.7.1 not you", "P"),
-    ("mail", "552 5.3.4 too big", "P"),
-    ("mail", "554 5.7.1 not you", "P"),
-    ("mail", "350 hm", "S"),
-    ("mail", Drop(), "S"),
-    ("mail", Reset(), "S"),
-    ("mail", Hang(), "S"),
-    ("mail", b"\x00\x01\x02\r\n", "S"),
-    ("rcpt", "421 4.3.2 shutting down", "S"),
-    ("rcpt", "450 4.2.0 greylisted", "T"),
-    ("rcpt", "451 4.3.0 later", "T"),
-    ("rcpt", "452 4.2.2 full", "T"),
-    ("rcpt", "550 5.1.1 nobody", "P"),
-    ("rcpt", "552 5.2.2 full", "T"),
-    ("rcpt", "554 5.7.1 relay denied", "P"),
-    ("rcpt", Drop(), "T"),
-    ("rcpt", Reset(), "T"),
-    ("rcpt", Hang(), "T"),
-    ("rcpt", b"garbage\r\n", "T"),
-    ("data", "421 4.3.2 shutting down", "S"),
-    ("data", "451 4.3.0 later", "T"),
-    ("data", "554 5.5.0 no", "P"),
-    ("data", "250 what", "T"),
-    ("data", Drop(), "T"),
-    ("data", Reset(), "T"),
-    ("data", Hang(), "T"),
-    ("data", b"garbage\r\n", "T"),
-    ("dot", "421 4.3.2 shutting down", "T"),
-    ("dot", "451 4.3.0 later", "T"),
-    ("dot", "451 4.7.1 rate exceeded", "S"),
-    ("dot", "550 5.7.1 spam", "P"),
-    ("dot", "554 5.6.0 content", "P"),
-    ("dot", "354 what", "A"),
-    ("dot", Drop(), "A"),
-    ("dot", Reset(), "A"),
-    ("dot", Hang(), "A"),
-    ("dot", b"garbage\r\n", "A"),
-    ("dot", b"250 half a li", "A"),
-    ("dot", b"x" * 40_000, "A"),
-]
-
-
-@both_paths
-@pytest.mark.parametrize(("phase", "action", "expected"), MATRIX)
-async def test_send_judges_each_phase(phase: str, action: Action, expected: str, extensions: tuple[str, ...]) -> None:
-    error = await run({phase: action}, extensions)
-
-    if expected == "S":
-        assert isinstance(error, Snooze)
-        assert error.delay_s >= 1.0
-        return
-    assert isinstance(error, TaskError)
-    assert error.retryable is (expected != "P")
-    assert ("ambiguous" in str(error)) is (expected == "A")
-    assert error.reason == ("outcome_unknown" if expected == "A" else "permanent")
-    if expected == "A":
-        assert error.retry_after_s == 300.0
-    if isinstance(action, str) and action[0] in "45":
-        assert action in str(error)  # the server's own words
-
-
 LARGE = "x" * 70 + ("\n" + "y" * 70) * 100_000  # more than the sockets on the way can hold
-
-
-@both_paths
-@pytest.mark.parametrize("action", [Drop(), Reset(), Hold(asyncio.Event(), "")], ids=["drop", "reset", "hang"])
-async def test_send_judges_a_cut_upload_as_unambiguous(action: Action, extensions: tuple[str, ...]) -> None:
-    limits = TimeLimits(body_s=0.3, body_octets_per_s=1e9)
-    async with scripted({"body": action}, extensions=extensions[:1]) as server:
-        relay = Relay(parse_server(server.url), limits=limits)
-        error = await outcome(relay, envelope(LARGE))
-        await relay.close()
-
-    assert isinstance(error, TaskError)
-    assert error.retryable
-    assert "ambiguous" not in str(error)
 
 
 async def test_send_reports_a_refusal_that_comes_during_the_upload() -> None:
