@@ -137,16 +137,6 @@ async def test_a_certificate_for_another_name_is_refused(certify: Certify, schem
     assert server.counts["auth"] == 0
 
 
-async def test_a_relay_without_starttls_gets_neither_password_nor_mail() -> None:
-    """Trap 6: aiosmtplib's default would go on in plaintext."""
-    async with scripted(extensions=EXTENSIONS) as server:
-        error = await refused(relay_of(server, "smtp", options="tls=starttls"))
-
-    assert error.delay_s >= 300
-    assert "does not offer STARTTLS" in str(error)
-    assert [command.split(" ")[0] for command in server.commands] == ["EHLO"]
-
-
 @pytest.mark.parametrize(
     ("action", "slow"),
     [("454 4.7.0 not now", False), ("502 5.5.1 what", True), (Drop(), False), (Hang(), False), ("220 go", True)],
