@@ -22,7 +22,7 @@ from taskq.mail.server import SERVER_OPTIONS, Server, parse_server, query_of
 __all__ = ["RelayOptions", "parse_relays"]
 
 RELAYS_MAX = 50
-_BETWEEN = re.compile(r"\s+|,\s*(?=[A-Za-z][A-Za-z0-9+.-]*:)")
+_BETWEEN = re.compile(r"[\s,]*\s[\s,]*|,+(?=[A-Za-z][A-Za-z0-9+.-]*://)")  # a comma may also stand in a password
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/(s|min|h)")
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3_600.0}
@@ -58,7 +58,7 @@ def parse_relays(text: str, defaults: PoolLimits) -> list[tuple[Server, RelayOpt
     Raises:
         ConfigError: A URL or an option can't be used, or two relays have one name.
     """
-    urls = [part for part in _BETWEEN.split(text.strip()) if part]
+    urls = [part for part in _BETWEEN.split(text.strip(" \t\r\n,")) if part]
     if len(urls) > RELAYS_MAX:
         raise ConfigError(f"TASKQ_SMTP_URL names {len(urls)} relays: at most {RELAYS_MAX} are possible")
     relays = [_relay(url, defaults) for url in urls]
