@@ -53,6 +53,7 @@ class Connection:
             int(size) if (size := extensions.get("size", "")).isdecimal() else 0
         )  # 0: RFC 1870 §4, no limit
         self._dirty = False  # a refused transaction is still open at the relay: RSET comes first
+        self._place: dict[str, object] | None = None  # written down once, and only where it is asked for
         self._settled = True  # no transaction is under way, and the last one ended with a clean reply
         self.number = next(_numbers)
         """Names it within this process."""
@@ -72,7 +73,9 @@ class Connection:
     @property
     def facts(self) -> dict[str, object]:
         """What the record of a try says about it."""
-        return {"connection": self.number, "connection_mails": self.transactions} | self._channel.facts
+        if self._place is None:
+            self._place = self._channel.facts
+        return {"connection": self.number, "connection_mails": self.transactions} | self._place
 
     @property
     def usable(self) -> bool:

@@ -7,6 +7,7 @@ address and no text of the mail.
 
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from taskq.mail.classify import Phase, Ruling, Scope
 from taskq.mail.failure import SmtpFailure
@@ -23,21 +24,17 @@ class Trace:
     to DATA) and `data` (the content and its final dot).
     """
 
-    __slots__ = ("_began_at", "_ms", "_stage", "_stage_at", "phase")
+    __slots__ = ("_began_at", "_stages", "phase")
 
     def __init__(self) -> None:
-        self._began_at = self._stage_at = time.monotonic()
-        self._stage = ""
-        self._ms: dict[str, float] = {}
+        self._began_at = time.monotonic()
+        self._stages: list[tuple[str, float]] = []
         self.phase = Phase.CONNECT
         """Where it stands."""
 
     def enter(self, stage: str) -> None:
-        """Note that a stage begins, and that the one before is over; an empty one is none."""
-        now = time.monotonic()
-        if self._stage:
-            self._ms[self._stage] = round(self._ms.get(self._stage, 0.0) + (now - self._stage_at) * 1_000.0, 3)
-        self._stage, self._stage_at = stage, now
+        """Note that a stage begins, and that the one before is over."""
+        self._stages.append((stage, time.monotonic()))
 
     def accepted(self, reply: tuple[int, str], enhanced: str, remote_id: str | None) -> dict[str, object]:
         """Return the facts of a mail that the relay took, with these words."""
@@ -62,13 +59,14 @@ class Trace:
         enhanced: str,
         remote_id: str | None = None,
     ) -> dict[str, object]:
-        self.enter("")
+        self.enter("end")
         ended_at = datetime.now(UTC)
+        took_s = self._stages[-1][1] - self._began_at
         code, text = said
         return {
-            "started_at": (ended_at - timedelta(seconds=self._stage_at - self._began_at)).isoformat(),
+            "started_at": (ended_at - timedelta(seconds=took_s)).isoformat(),
             "ended_at": ended_at.isoformat(),
-            "ms": self._ms,
+            "ms": {name: round((end - at) * 1_000, 3) for (name, at), (_, end) in pairwise(self._stages)},
             "phase": str(self.phase),
             "ruling": ruling and str(ruling),
             "scope": scope and str(scope),

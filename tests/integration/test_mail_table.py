@@ -5,7 +5,9 @@ to others, and that no connection is kept that might not be at rest.
 """
 
 import asyncio
+import contextlib
 import logging
+import socket
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -207,6 +209,22 @@ async def test_connection_refused() -> None:
     await relay.close()
 
     _told(error, "relay transient connect", "")
+
+
+async def test_connect_timeout() -> None:
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # more than it takes: what comes then is not answered at all
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        limits = replace(PATIENT, connect_s=0.3)
+        relay = Relay(parse_server(f"smtp://127.0.0.1:{full.getsockname()[1]}"), limits=limits)
+        error, _ = await _send(relay)
+        await relay.close()
+
+    _told(error, "relay transient connect", "")
+    assert "did not answer within 0.3 s" in str(error)
 
 
 @pytest.mark.parametrize("offer", [(), ("AUTH CRAM-MD5",)], ids=["AUTH not offered", "no suitable AUTH method"])

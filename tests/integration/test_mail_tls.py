@@ -6,7 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -122,6 +122,25 @@ async def test_an_unknown_authority_is_refused_and_needs_attention(
     (alert,) = [record for record in caplog.records if record.name == "taskq.mail"]
     assert alert.levelno == logging.ERROR
     assert server.counts["auth"] == server.counts["mail"] == 0
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+async def test_the_record_of_a_try_says_how_it_was_encrypted(certify: Certify, scheme: str) -> None:
+    ca, context = certify("IP:127.0.0.1")
+    tls = {"starttls": context} if scheme == "smtp" else {"tls": context}
+    notes: list[Mapping[str, object]] = []
+    async with scripted(extensions=EXTENSIONS, **tls) as server:
+        options = f"ca={ca}" + ("&tls=starttls" if scheme == "smtp" else "")
+        relay = relay_of(server, scheme, options=options)
+        await relay.send(Envelope("a@x.test", "b@x.test", MESSAGE, False, 1, note=notes.append), nullcontext)
+        await relay.close()
+
+    (note,) = notes
+    assert note["tls"] in {"TLSv1.2", "TLSv1.3"}
+    assert str(note["cipher"]).startswith(("TLS_", "ECDHE-"))
+    assert note["peer"] == f"127.0.0.1:{server.port}"
+    stages = ["connect", "tls", "auth", "envelope", "data"]
+    assert list(note["ms"]) == [stage for stage in stages if scheme == "smtp" or stage != "tls"]  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
