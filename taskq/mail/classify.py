@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum, auto
 
-__all__ = ["Event", "Phase", "Ruling", "Scope", "Verdict", "classify"]
+__all__ = ["Event", "Phase", "Ruling", "Scope", "Verdict", "classify", "says_too_fast"]
 
 
 class Phase(StrEnum):
@@ -210,6 +210,11 @@ def classify(phase: Phase, code: int, enhanced: str, text: str, reused: bool) ->
     if verdict.ruling in {Ruling.TRANSIENT, Ruling.RATE} and 400 <= code < 600 and (named_s := _named_delay_s(text)):
         return Verdict(verdict.scope, verdict.ruling, named_s)
     return verdict
+
+
+def says_too_fast(text: str) -> bool:
+    """Whether a reply's text asks for fewer mails."""
+    return _TOO_FAST.search(text) is not None
 
 
 def _named_delay_s(text: str) -> float | None:

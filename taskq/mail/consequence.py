@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskq.errors import Snooze, TaskError, shown
-from taskq.mail.classify import RATE_PAUSE_S, Phase, Ruling, Scope
+from taskq.mail.classify import RATE_PAUSE_S, Phase, Ruling, Scope, says_too_fast
 from taskq.mail.failure import SmtpFailure
 
 __all__ = ["Consequence", "Declined", "consequence_of", "kindest", "unknown_relay"]
@@ -126,7 +126,9 @@ def _error(failure: SmtpFailure, server: str) -> TaskError:
 
 
 def _too_fast(failure: SmtpFailure) -> bool:
-    """Whether a failure of the relay asks for fewer mails; 454 is said of TLS and of logins too."""
+    """Whether a failure of the relay asks for fewer mails; a 421 that speaks of the system's own state does not."""
     if failure.phase not in {Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT}:
-        return False
-    return failure.verdict.ruling is Ruling.RATE or failure.code == 421
+        return False  # a 454 is said of TLS and of logins too
+    if failure.verdict.ruling is Ruling.RATE or says_too_fast(failure.text):
+        return True
+    return failure.code == 421 and not failure.enhanced.startswith(("4.3.", "4.4.2"))  # RFC 3463 §3.4, §3.5

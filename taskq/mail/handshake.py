@@ -22,6 +22,8 @@ from taskq.mail.trace import Trace
 
 __all__ = ["TimeLimits", "shake_hands"]
 
+ADDRESSES_MAX = 8  # of one host that are tried
+
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
@@ -103,7 +105,7 @@ async def _dial(server: Server, limit_s: float) -> socket.socket:
             places = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _unreachable(server, error, limit_s) from error
-    for family, kind, protocol, _, address in places:
+    for family, kind, protocol, _, address in places[:ADDRESSES_MAX]:
         connection = socket.socket(family, kind, protocol)
         try:
             connection.setblocking(False)

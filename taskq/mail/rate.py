@@ -13,10 +13,11 @@ __all__ = ["PATIENCE_S", "Rate"]
 
 PATIENCE_S = 1.0  # a turn that is nearer than this is waited for, and is ours
 HORIZON_S = 600.0  # nobody is told to come back later than that
+LEARNT_HORIZON_S = 100.0  # nor later than that for a limit that nobody set: it may be gone by then
 COOL_S = 1.0  # refusals that come together are one
 STEP_S = 10.0  # between two steps of recovery
 STEP_SHARE = 0.05  # of the full rate, for each step
-SEEN_PER_S_MIN = 4.0  # less says how little there was to send, not how much the relay takes
+SEEN_PER_S_MIN = 10.0  # less says how little there was to send, not how much the relay takes
 FLOOR_PER_S = 1 / 60
 
 
@@ -49,10 +50,11 @@ class Rate:
         if turn_at - now <= PATIENCE_S:
             self._next_at = turn_at + turn_s
             return turn_at - now
+        horizon_s = HORIZON_S if self._limit_per_s else LEARNT_HORIZON_S
         self._later_at = max(self._later_at, turn_at) + turn_s
-        if self._later_at > now + HORIZON_S:
-            self._later_at = turn_at
-        return min(self._later_at - now, HORIZON_S)
+        if self._later_at > now + horizon_s:
+            self._later_at = turn_at  # the others are spread over the same time
+        return min(self._later_at - now, horizon_s)
 
     def slow_down(self, now: float) -> bool:
         """Halve the rate; False when that has just been done."""

@@ -1,8 +1,8 @@
 """What one try was: when it began, how long each stage took, how far it came.
 
 The modules that speak SMTP tell it the stage and the phase that they enter; a try that is over is
-written out as a flat mapping of values that JSON knows, for the record of the attempt.  It holds no
-address and no text of the mail.
+written out as a flat mapping of values that JSON knows, for the record of the attempt.  It holds
+nothing of the mail; the server's own words may quote its recipient.
 """
 
 import time

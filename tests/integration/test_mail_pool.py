@@ -282,13 +282,13 @@ async def test_a_connection_in_use_closes_when_it_comes_back_after_close() -> No
 
 
 @pytest.mark.parametrize("extensions", [("PIPELINING",), ()], ids=["pipelined", "one-by-one"])
-@pytest.mark.parametrize("seed", range(3))
-async def test_pool_never_leaks_under_random_cancels(seed: int, extensions: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("seed", "served_max"), [(0, 3), (1, 3), (2, 3), (3, 2), (4, 1)])
+async def test_pool_never_leaks_under_random_cancels(seed: int, served_max: int, extensions: tuple[str, ...]) -> None:
     chance = random.Random(seed)
     script: Mapping[str, Action | list[Action]] = {
         "rcpt": ["250 ok"] * 40 + ["550 5.1.1 nobody"] + ["250 ok"] * 40 + [Drop()] + ["250 ok"]
     }
-    async with scripted(script, extensions=extensions) as server:
+    async with scripted(script, extensions=extensions, served_max=served_max) as server:
         relay = relay_of(server, connections_max=3, messages_max=7)
         pool = relay._pool
         most = 0
@@ -317,7 +317,7 @@ async def test_pool_never_leaks_under_random_cancels(seed: int, extensions: tupl
         await asyncio.wait(running, timeout=30)
 
         assert all(task.done() for task in running)
-        assert done["sent"] > 50
+        assert done["sent"] > (50 if served_max == 3 else 0)  # a cut connection may still count at the relay
         assert most <= 3
         assert pool._slots_used == 0
         assert not pool._waiters

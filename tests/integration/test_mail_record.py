@@ -157,7 +157,7 @@ async def test_a_relay_that_throttles_gets_mails_at_half_the_rate_and_the_others
     assert [error is None for error in outcomes] == [True, False, True]
     assert isinstance(outcomes[1], Snooze)
     assert 30.0 <= outcomes[1].delay_s <= 45.0
-    assert relay._rate.per_s == 2.0
+    assert relay._rate.per_s == 5.0
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,14 @@ def test_a_slow_hour_does_not_make_the_rate_slow() -> None:
 
     rate.slow_down(3_600.0)
 
-    assert rate.per_s == 2.0
+    assert rate.per_s == 5.0
+
+
+def test_a_limit_that_nobody_set_keeps_nobody_longer_than_it_may_last() -> None:
+    rate = Rate()
+    rate.slow_down(0.0)
+
+    assert 90.0 < max(rate.take(0.0) for _ in range(1_000)) <= 100.0
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 30)), max_size=200), st.sampled_from([None, 0.01, 1.0, 1e6]))
