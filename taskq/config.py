@@ -154,7 +154,8 @@ class Settings(BaseSettings):
     # Mail: how it is sent
     smtp_url: SecretStr = Field(
         SecretStr("inbox:"),
-        description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465; inbox: catches them.",
+        description="Where mails go: smtp://user:password@host:587 (STARTTLS), smtps://host:465, several separated by "
+        "blanks, with options as in docs/mail-relays.md; inbox: catches them.",
     )
     mail_from: str = Field(
         "taskq@localhost.localdomain", description="Sender of mails: an address, or a name and <an address>."
@@ -165,7 +166,9 @@ class Settings(BaseSettings):
     dkim: str = Field(
         "", description="Keys that mails are signed with: domain:selector:/path/key.pem, several separated by blanks."
     )
-    smtp_connections_max: int = Field(10, ge=1, le=1_000, description="Connections to the relay.")
+    smtp_connections_max: int = Field(
+        10, ge=1, le=1_000, description="Connections to a relay whose URL names no other number."
+    )
 
     # Mail: who may be written to
     mail_only_to: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from taskq.config import Settings, redact_url
+from taskq.config import Settings
 from taskq.facts import Privacy
 from taskq.kinds.email import Email
 from taskq.kinds.mailing import Mailing, Senders
@@ -21,7 +21,8 @@ from taskq.mail.inbox import Inbox
 from taskq.mail.mailbox import CHANNEL, Mailbox
 from taskq.mail.pool import PoolLimits
 from taskq.mail.receiver import Receiver
-from taskq.mail.relay import transport_from_url
+from taskq.mail.relay import Relay
+from taskq.mail.routes import Routes, described, transport_from_url
 from taskq.mail.staging import Staging
 from taskq.mailstore import MailStore
 from taskq.store import Store
@@ -50,8 +51,13 @@ class Mailroom:
         mailbox = Mailbox(mails, waiters_max=settings.inbox_waiters_max, tell_others=listener.tell_others)
         listener.hear(CHANNEL, mailbox.heard)
         receiver = None if settings.inbox_smtp_port is None else Receiver(settings.inbox_smtp_port, mailbox)
-        transport = _transport(settings, mailbox)
-        return cls(mails, mailbox, receiver, transport, _kind(settings, transport))
+        sends = transport_from_url(
+            settings.smtp_url.get_secret_value(),
+            mailbox.capture,
+            pool=PoolLimits(connections_max=settings.smtp_connections_max),
+        )
+        transport = _guarded(sends, settings, mailbox)
+        return cls(mails, mailbox, receiver, transport, _kind(settings, transport, _names(sends)))
 
     def running(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """Return the parts that run for ever, by name."""
@@ -66,25 +72,32 @@ class Mailroom:
         await self.store.close()
 
 
-def _transport(settings: Settings, mailbox: Mailbox) -> Transport:
-    transport = transport_from_url(
-        settings.smtp_url.get_secret_value(),
-        mailbox.capture,
-        pool=PoolLimits(connections_max=settings.smtp_connections_max),
-    )
+def _guarded(sends: Transport, settings: Settings, mailbox: Mailbox) -> Transport:
+    """Put in front of what sends whatever keeps mails from being sent."""
     if settings.mail_only_to or settings.mail_redirect_to:
-        transport = Staging(transport, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
-    return transport
+        return Staging(sends, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
+    return sends
 
 
-def _kind(settings: Settings, transport: Transport) -> Kind:
+def _names(transport: Transport) -> frozenset[str]:
+    """Return the relays that mails may ask for."""
+    match transport:
+        case Routes():
+            return frozenset(transport.names)
+        case Relay():
+            return frozenset({transport.name})
+        case _:
+            return frozenset()
+
+
+def _kind(settings: Settings, transport: Transport, relays: frozenset[str]) -> Kind:
     senders = Senders(settings.mail_from, settings.mail_from_domains)
     mailing = Mailing(
         senders,
         bytes_max=settings.mail_bytes_max,
         recipients_max=settings.mail_recipients_max,
         max_attempts=settings.max_attempts,
-        knows_relay=lambda _name: False,  # the one relay has no name
+        knows_relay=relays.__contains__,
     )
     return make_kind(
         "email",
@@ -99,14 +112,14 @@ def _kind(settings: Settings, transport: Transport) -> Kind:
 
 
 def _catches(settings: Settings) -> bool:
-    return settings.smtp_url.get_secret_value() in ("", "inbox:")
+    return settings.smtp_url.get_secret_value().strip() in ("", "inbox:")
 
 
 def where_mails_go(settings: Settings) -> str:
     """Say for people where mails go, without secrets."""
     if _catches(settings):
         return "caught in the local inbox, none leaves this machine (set smtp_url to send)"
-    sent = f"sent by {redact_url(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
+    sent = f"sent by {described(settings.smtp_url.get_secret_value())} from {settings.mail_from}"
     if not settings.mail_only_to and not settings.mail_redirect_to:
         return sent
     others = f"redirected to {settings.mail_redirect_to}" if settings.mail_redirect_to else "caught in the local inbox"

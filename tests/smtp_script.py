@@ -5,6 +5,7 @@ action or to a list of actions, one for each time that the phase is reached, the
 An action is a reply (text, sent with CRLF), raw octets, or one of the failures below.  `body` acts
 when the text begins to arrive, `idle` right after the reply to a dot.
 
+`served_max` bounds the connections that are served; one more is refused as large providers do it.
 The server counts connections and keeps what it accepted, and `reached` lets a test wait for an
 event instead of sleeping.  At the end stands what a test needs to send one mail to it.
 """
@@ -24,10 +25,11 @@ from taskq.errors import Snooze, TaskError
 from taskq.mail.address import parse_mailbox
 from taskq.mail.compose import Draft, compose
 from taskq.mail.envelope import Envelope
+from taskq.mail.handshake import TimeLimits
+from taskq.mail.options import RelayOptions
 from taskq.mail.pool import PoolLimits
 from taskq.mail.relay import Relay
 from taskq.mail.server import parse_server
-from taskq.mail.smtp import TimeLimits
 
 WAIT_S = 60.0  # of a wait that is over in a moment, or never
 UID = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
@@ -100,6 +102,10 @@ class ScriptedServer:
     connections: int = 0
     connections_peak: int = 0
     connections_total: int = 0
+    served_max: int | None = None
+    served: int = 0
+    served_peak: int = 0
+    refused: int = 0
 
     def __post_init__(self) -> None:
         self._changed = asyncio.Condition()
@@ -156,7 +162,7 @@ class ScriptedServer:
         self.connections_peak = max(self.connections_peak, self.connections)
         await self._note("connected")
         try:
-            await _Session(self, reader, writer, self.connections_total).run()
+            await self._serve_some(_Session(self, reader, writer, self.connections_total))
         except (_Over, ConnectionError, asyncio.IncompleteReadError, ssl.SSLError, TimeoutError):
             pass
         except asyncio.CancelledError:
@@ -166,6 +172,19 @@ class ScriptedServer:
             self._handlers.discard(task)
             writer.transport.abort()
             await self._note("disconnected")
+
+    async def _serve_some(self, session: "_Session") -> None:
+        if self.served_max is not None and self.served >= self.served_max:
+            self.refused += 1
+            session.writer.write(b"421 4.7.0 too many connections\r\n")
+            await session.writer.drain()
+            return
+        self.served += 1
+        self.served_peak = max(self.served_peak, self.served)
+        try:
+            await session.run()
+        finally:
+            self.served -= 1
 
     def action(self, phase: str, count: int) -> Action:
         scripted = self.script.get(phase)
@@ -287,7 +306,8 @@ def envelope(body: str = "text", recipient: str = "ada@ok.test") -> Envelope:
 
 def relay_of(server: ScriptedServer, *, limits: TimeLimits = PATIENT, **pool: float) -> Relay:
     """A relay with patience, and the bounds of its pool by name."""
-    return Relay(parse_server(server.url), pool=replace(PoolLimits(), **pool), limits=limits)
+    options = RelayOptions(pool=replace(PoolLimits(), **pool))  # type: ignore[arg-type]
+    return Relay(parse_server(server.url), options=options, limits=limits)
 
 
 async def outcome(relay: Relay, mail: Envelope | None = None) -> Snooze | TaskError | None:

@@ -81,6 +81,17 @@ class Channel(asyncio.Protocol):
         transport.set_protocol(self)
 
     @property
+    def facts(self) -> dict[str, object]:
+        """The other end's address, and how what is said to it is encrypted."""
+        peer, tls = self._transport.get_extra_info("peername"), self._transport.get_extra_info("ssl_object")
+        cipher = tls.cipher() if tls else None
+        return {
+            "peer": f"{peer[0]}:{peer[1]}" if peer else None,
+            "tls": tls.version() if tls else None,
+            "cipher": cipher[0] if cipher else None,
+        }
+
+    @property
     def in_step(self) -> bool:
         """Whether the channel is open and no reply is outstanding or left over."""
         return not self._awaited and not self._replies and not self.lost

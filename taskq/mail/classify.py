@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum, auto
 
-__all__ = ["Event", "Phase", "Ruling", "Scope", "Verdict", "classify"]
+__all__ = ["Event", "Phase", "Ruling", "Scope", "Verdict", "classify", "says_too_fast"]
 
 
 class Phase(StrEnum):
@@ -132,11 +132,13 @@ _5XX = _codes(range(500, 600))
 
 _TOO_FAST = re.compile(r"\brate\b|too many|too fast|throttl|quota|credits exceeded", re.IGNORECASE)
 _SPENT = re.compile(r"quota|credits exceeded", re.IGNORECASE)
+_SPENT_FOR_TODAY = re.compile(
+    r"daily \S+( \S+)? (limit|quota) exceeded|daily (limit|quota) exceeded|RecipientRateLimit", re.IGNORECASE
+)
 _GREYLISTED = re.compile(r"gr[ea]y-?list", re.IGNORECASE)
 _NAMED_DELAY = re.compile(r"\b(\d{1,5})\s*(second|minute)s?\b", re.IGNORECASE)
 
 _RELAY = Verdict(Scope.RELAY, Ruling.TRANSIENT)
-_RELAY_SLOW = Verdict(Scope.RELAY, Ruling.TRANSIENT, SLOW_PROBE_S)
 _CONFIG = Verdict(Scope.RELAY, Ruling.CONFIG, SLOW_PROBE_S)
 _STALE = Verdict(Scope.RELAY, Ruling.STALE)
 _RATE = Verdict(Scope.RELAY, Ruling.RATE, RATE_PAUSE_S)
@@ -153,8 +155,7 @@ _OF_RATE = re.compile(r"4\.7\.|4\.3\.2$")
 
 _RULES = (
     # Setting up a connection: nothing here is about a message.
-    _Rule(_phases(Phase.CONNECT), _codes(Event.UNTRUSTED), _CONFIG),
-    _Rule(_phases(Phase.CONNECT), _5XX, _RELAY_SLOW),
+    _Rule(_phases(Phase.CONNECT), _codes(Event.UNTRUSTED) | _5XX, _CONFIG),
     _Rule(_phases(Phase.TLS, Phase.AUTH), _codes(Event.UNTRUSTED, Event.MISSING) | _5XX, _CONFIG),
     _Rule(_phases(Phase.AUTH), _codes(421, 454) | _4XX, Verdict(Scope.RELAY, Ruling.TRANSIENT, AUTH_PAUSE_S)),
     _Rule(_SETTING_UP, None, _RELAY),
@@ -168,6 +169,7 @@ _RULES = (
     _Rule(_phases(Phase.RCPT, Phase.DATA), _codes(421), _RELAY),
     _Rule(_COMMANDS, _codes(530, 535, 538), _CONFIG),
     _Rule(_phases(Phase.MAIL, Phase.DOT), _codes(range(400, 420), range(422, 500)), _SPENT_QUOTA, text=_SPENT),
+    _Rule(_phases(Phase.MAIL, Phase.RCPT, Phase.DOT), _5XX, _SPENT_QUOTA, text=_SPENT_FOR_TODAY),
     _Rule(_phases(Phase.MAIL), _codes(432, 454), _RATE),
     _Rule(_phases(Phase.MAIL), _4XX, _RATE, enhanced=_OF_RATE),
     _Rule(_phases(Phase.MAIL, Phase.DOT), _4XX, _RATE, text=_TOO_FAST),
@@ -208,6 +210,11 @@ def classify(phase: Phase, code: int, enhanced: str, text: str, reused: bool) ->
     if verdict.ruling in {Ruling.TRANSIENT, Ruling.RATE} and 400 <= code < 600 and (named_s := _named_delay_s(text)):
         return Verdict(verdict.scope, verdict.ruling, named_s)
     return verdict
+
+
+def says_too_fast(text: str) -> bool:
+    """Whether a reply's text asks for fewer mails."""
+    return _TOO_FAST.search(text) is not None
 
 
 def _named_delay_s(text: str) -> float | None:

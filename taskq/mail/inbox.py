@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable
 
 from taskq.errors import Snooze, StoreUnavailable, TaskError
 from taskq.mail.classify import Phase, Ruling
-from taskq.mail.consequence import consequence
+from taskq.mail.consequence import consequence_of
 from taskq.mail.envelope import Envelope, Receipt, Span
+from taskq.mail.failure import SmtpFailure
 from taskq.mail.reader import subject_of
 from taskq.mail.simulator import Act, act_for
 from taskq.mailstore import CapturedMail
@@ -20,6 +21,7 @@ from taskq.mailstore import CapturedMail
 __all__ = ["Capture", "Inbox"]
 
 SNOOZE_S = 2.0  # until the next try when the database could not be reached
+PROBE_S = 30.0  # until another look at a simulated relay that is not available
 NAME = "inbox"
 ACCEPTED = 250  # RFC 5321 §4.2.3
 
@@ -68,7 +70,8 @@ class Inbox:
 
 def _failure(act: Act, envelope: Envelope) -> Snooze | TaskError:
     """Return what a simulated relay's answer means, and note it as a try of a relay is noted."""
-    verdict = act.verdict
+    failure = SmtpFailure(act.phase, act.code, act.reply, enhanced=act.enhanced)
+    verdict = failure.verdict
     if envelope.note is not None:
         envelope.note(
             {
@@ -82,4 +85,9 @@ def _failure(act: Act, envelope: Envelope) -> Snooze | TaskError:
                 "ambiguous": verdict.ruling is Ruling.AMBIGUOUS,
             }
         )
-    return consequence(verdict, "the inbox", act.phase, act.code, act.reply)
+    came = consequence_of(failure, "the inbox", probe_s=PROBE_S)
+    if came.error is not None:
+        return came.error
+    return Snooze(
+        f"the inbox {came.fact}: tried again, no attempt is used up", delay_s=came.delay_s or came.pause_s or PROBE_S
+    )

@@ -18,8 +18,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from taskq.mail.smtp import Connection
+from taskq.mail.trace import Trace
 
-__all__ = ["Pool", "PoolLimits"]
+__all__ = ["Narrowed", "Pool", "PoolLimits"]
+
+
+class Narrowed(Exception):
+    """The relay serves no more connections than are open: the slot at hand is one too many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Pool:
         connect: Opens one connection, within limits of its own.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], limits: PoolLimits) -> None:
+    def __init__(self, connect: Callable[[Trace], Awaitable[Connection]], limits: PoolLimits) -> None:
         self._connect = connect
         self._limits = limits
         self._slots_max = limits.connections_max
@@ -59,6 +64,7 @@ class Pool:
         self._shrunk_at = 0.0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._connecting = asyncio.Semaphore(limits.connects_max)
+        self._opening = 0
         self._idle: list[Connection] = []
         self._leased: set[Connection] = set()
         self._retiring: set[Connection] = set()
@@ -97,15 +103,22 @@ class Pool:
             self._retire(connection)
         return None
 
-    async def open(self) -> Connection:
-        """Open a connection; the caller holds a slot.
+    async def open(self, trace: Trace) -> Connection:
+        """Open a connection; the caller holds a slot and `trace` is told how it goes.
 
         Raises:
             SmtpFailure: The relay can't be reached or does not want us.
+            Narrowed: While waiting for its turn the pool shrank to what is open: wait for another slot.
         """
         async with self._connecting:
+            if self._others() >= self._slots_max:
+                raise Narrowed
             await self._retired()
-            connection = await self._connect()
+            self._opening += 1
+            try:
+                connection = await self._connect(trace)
+            finally:
+                self._opening -= 1
         self._leased.add(connection)
         return connection
 
@@ -121,13 +134,17 @@ class Pool:
             self._timer = asyncio.get_running_loop().call_later(self._limits.idle_s, self._expire)
 
     def shrink(self) -> bool:
-        """Note that the relay refused one more connection; False when it serves no other one."""
-        others = len(self._leased) + len(self._idle)
+        """Note that the relay refused one more connection; False when no other one is in use."""
+        others = self._others()
         if others == 0:
             return False
         self._slots_max = min(self._slots_max, others)
         self._shrunk_at = asyncio.get_running_loop().time()
         return True
+
+    def widen(self) -> None:
+        """Forget what `shrink` has learnt: the relay was going down, which is no limit."""
+        self._slots_max = self._limits.connections_max
 
     async def close(self) -> None:
         """Close what is idle, politely but within `quit_s`; what is in use closes when it comes back."""
@@ -138,6 +155,10 @@ class Pool:
         while self._idle:
             self._retire(self._idle.pop())
         await self._retired()
+
+    def _others(self) -> int:
+        """Count what is open, or being opened, at a moment when the caller itself has no connection."""
+        return len(self._leased) + len(self._idle) + self._opening
 
     async def _acquire(self) -> None:
         if self._slots_used < self._slots_max and not self._waiters:

@@ -9,15 +9,18 @@ TLS on the loopback too; `?ca=/path/to/ca.pem` trusts one authority instead of t
 and password are percent-encoded.  Neither `str` nor `repr` shows the password.
 """
 
+import difflib
 import ipaddress
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from taskq.errors import ConfigError
+from taskq.errors import ConfigError, shown
 
-__all__ = ["Server", "Tls", "parse_server"]
+__all__ = ["SERVER_OPTIONS", "Server", "Tls", "parse_server", "query_of"]
+
+SERVER_OPTIONS = frozenset({"tls", "ca"})
 
 _HOST = re.compile(
     r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?"
@@ -54,8 +57,12 @@ class Server:
         return f"{scheme}://{f'{self.user}:***@' if self.user else ''}{host}:{self.port}"
 
 
-def parse_server(url: str) -> Server:
+def parse_server(url: str, *, also: frozenset[str] = frozenset()) -> Server:
     """Read a relay's URL.
+
+    Args:
+        url: As at the top of this module.
+        also: Options that may stand beside `tls` and `ca`, for others to read.
 
     Raises:
         ConfigError: It can't be used, or would send a password or mail in the clear.
@@ -66,7 +73,7 @@ def parse_server(url: str) -> Server:
         raise ConfigError(f"TASKQ_SMTP_URL names the host {host!r}: write a host name or IP address, as in {_EXAMPLE}")
     if parts.path not in {"", "/"} or parts.fragment:
         raise ConfigError(f"TASKQ_SMTP_URL has something after the port: end it there, as in {_EXAMPLE}")
-    options = _options(parts.query)
+    options = _options(parts.query, SERVER_OPTIONS | also)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if "\0" in user + password or bool(user) != bool(password):
         raise ConfigError("TASKQ_SMTP_URL has a user without a password or the reverse: give both or none")
@@ -76,6 +83,11 @@ def parse_server(url: str) -> Server:
             f"TASKQ_SMTP_URL would send the password to {host} in the clear: remove ?tls=off, or the user and password"
         )
     return Server(host, port or _PORTS[parts.scheme], tls, user, password, options.get("ca", ""))
+
+
+def query_of(url: str) -> dict[str, list[str]]:
+    """Return the options of a URL that `parse_server` has accepted."""
+    return parse_qs(urlsplit(url).query, keep_blank_values=True)
 
 
 def _split(url: str) -> tuple[SplitResult, int | None]:
@@ -90,11 +102,14 @@ def _split(url: str) -> tuple[SplitResult, int | None]:
     return parts, port
 
 
-def _options(query: str) -> dict[str, str]:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for name in options.keys() - {"tls", "ca"}:
-        raise ConfigError(f"TASKQ_SMTP_URL has the option {name!r}: the known ones are tls and ca")
-    return options
+def _options(query: str, known: frozenset[str]) -> dict[str, str]:
+    options = parse_qs(query, keep_blank_values=True)
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the known ones are {', '.join(sorted(known))}"
+            raise ConfigError(f"TASKQ_SMTP_URL has the option {shown(name)}: {hint}")
+    return {name: values[-1] for name, values in options.items()}
 
 
 def _tls(scheme: str, host: str, option: str | None) -> Tls:

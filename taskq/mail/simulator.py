@@ -11,7 +11,7 @@ is decided where it is decided for every relay, by `classify` and `consequence`.
 
 from dataclasses import dataclass
 
-from taskq.mail.classify import Event, Phase, Verdict, classify
+from taskq.mail.classify import Event, Phase
 
 __all__ = ["ACTS", "Act", "act_for"]
 
@@ -41,11 +41,6 @@ class Act:
     def reply(self) -> str:
         """Its words as a relay writes them, behind the reply code."""
         return f"{self.enhanced} {self.text}" if self.enhanced else self.text
-
-    @property
-    def verdict(self) -> Verdict:
-        """What it means."""
-        return classify(self.phase, self.code, self.enhanced, self.reply, False)
 
 
 ACTS = {

@@ -78,6 +78,22 @@ async def test_postfix_delivers_to_an_international_address(postfix: Postfix) ->
     assert as_sent(postfix.delivered(str(run.uid).encode())) == composed(payload, run)
 
 
+@pytest.mark.parametrize("local", ["a+b", "grüße"])
+async def test_postfix_understands_what_its_reports_are_to_say(postfix: Postfix, local: str) -> None:
+    """It writes the original recipient, decoded, on top of what it delivers."""
+    relay = Relay(parse_server(postfix.url))
+    uid = uuid4()
+    (sender, to), created_at = (parse_mailbox(text) for text in (SENDER, f"{local}@ok.test")), datetime.now(UTC)
+    draft = Draft(sender, (to,), "hi", uid, created_at, "text")
+    mail = Envelope(str(sender), str(to), compose(draft), draft.smtputf8, 7, envid=f"id={uid}+1")
+
+    await relay.send(mail, nullcontext)
+    await relay.close()
+
+    delivered = postfix.delivered(str(uid).encode())
+    assert f"X-Original-To: {local}@ok.test".encode() in delivered.split(b"\n\n")[0]
+
+
 async def test_postfix_delivers_every_part_as_composed(postfix: Postfix) -> None:
     relay = Relay(parse_server(postfix.url))
     run = context()

@@ -20,27 +20,6 @@ from taskq.task import Run
 EIGHT_BIT_NAMES = ("PIPELINING", "SMTPUTF8", "8BITMIME")
 
 
-@pytest.mark.parametrize("phase", ["mail", "rcpt", "data", "dot"])
-async def test_a_cancelled_send_closes_its_connection(phase: str) -> None:
-    """Trap 1: the late reply must never be taken for the answer to the next mail's command."""
-    never = asyncio.Event()
-    default = {"mail": "250 ok", "rcpt": "250 ok", "data": "354 go", "dot": "250 ok"}[phase]
-    async with scripted({phase: [Hold(never, "550 5.1.1 late"), default]}) as server:
-        relay = relay_of(server)
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(relay.send(envelope(), nullcontext))
-            await server.reached(phase)
-            sending.cancel()
-        assert sending.cancelled()
-        assert relay._pool.connections == 0
-        never.set()
-        assert await outcome(relay) is None
-        await relay.close()
-
-    assert len(server.mails) == 1
-    assert server.counts["quit"] == 1  # the second connection's: the first was cut
-
-
 async def test_the_span_covers_exactly_the_dot_and_its_reply() -> None:
     inside = False
 
@@ -110,20 +89,6 @@ async def test_a_relay_without_a_stated_size_takes_any(size: str) -> None:
     assert "SIZE=" in server.commands[1]
 
 
-async def test_an_international_address_needs_smtputf8() -> None:
-    """Trap 5: it must be known before MAIL is sent."""
-    mail = envelope(recipient="grüße@ok.test")
-    async with scripted() as server:
-        relay = relay_of(server)
-        error = await outcome(relay, mail)
-        await relay.close()
-
-    assert isinstance(error, TaskError)
-    assert not error.retryable
-    assert "SMTPUTF8" in str(error)
-    assert server.counts["mail"] == 0
-
-
 async def test_an_international_address_is_announced() -> None:
     mail = envelope(recipient="grüße@ok.test")
     async with scripted(extensions=EIGHT_BIT_NAMES) as server:
@@ -134,21 +99,6 @@ async def test_an_international_address_is_announced() -> None:
     assert server.commands[1].endswith("BODY=8BITMIME SMTPUTF8")
     assert server.mails[0].recipient == "grüße@ok.test"
     assert server.mails[0].message == mail.message
-
-
-@pytest.mark.parametrize(
-    "recipient", ["b@x.test NOTIFY=NEVER", "b@x.test>\r\nRCPT TO:<c@x.test", "b@x.test\x00", "<b@x.test>"]
-)
-async def test_an_address_that_was_not_checked_is_never_sent(recipient: str) -> None:
-    """Trap 4: aiosmtplib would repair it silently."""
-    async with scripted() as server:
-        relay = relay_of(server)
-        with pytest.raises(ValueError, match=r"mail\.address"):
-            await relay.send(Envelope("a@x.test", recipient, b"m\r\n", False, 7), nullcontext)
-        assert await outcome(relay) is None
-        await relay.close()
-
-    assert server.counts["mail"] == 1
 
 
 @pytest.mark.parametrize("message", [b"a\nb\r\n", b"a\rb\r\n", b"no end", b"a\n.\nMAIL FROM:<x@x.test>\r\n", b""])
@@ -238,27 +188,6 @@ async def test_a_name_that_does_not_exist_snoozes() -> None:
 
     assert isinstance(error, Snooze)
     assert "name.invalid" in str(error)
-
-
-async def test_a_wrong_password_is_tried_once_per_connection_and_fails_no_mail(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Trap 7, and mail §2.2: a rotated password must not fail a thousand mails."""
-    caplog.set_level(logging.DEBUG)
-    async with scripted(
-        {"auth": "535 5.7.8 bad credentials"}, extensions=("PIPELINING", "AUTH CRAM-MD5 PLAIN LOGIN")
-    ) as server:
-        relay = Relay(parse_server(f"smtp://user:topsecret@127.0.0.1:{server.port}"), limits=PATIENT)
-        errors = [await outcome(relay) for _ in range(20)]
-        await relay.close()
-
-    assert all(isinstance(error, Snooze) and error.delay_s > 290 for error in errors)
-    assert [command.split(" ")[1] for command in server.commands if command.startswith("AUTH")] == ["PLAIN"]
-    alerts = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(alerts) == 1
-    assert "535" in alerts[0].getMessage()
-    assert "topsecret" not in caplog.text
-    assert "topsecret" not in "".join(map(str, errors))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ CONNECT HUNG      | no banner                                   | new    | relay
 CONNECT GARBAGE   | HTTP/1.1 400                                | new    | relay     transient
 CONNECT 421       | 4.3.2 too many connections                  | new    | relay     transient
 CONNECT 421       | 4.7.0 try again in 3 minutes                | new    | relay     transient  190
-CONNECT 554       | go away                                     | new    | relay     transient  300
+CONNECT 554       | go away                                     | new    | relay     config     300
 TLS     UNTRUSTED | certificate has expired                     | new    | relay     config     300
 CONNECT UNTRUSTED | wrong version number                        | new    | relay     config     300
 TLS     MISSING   | STARTTLS not offered                        | new    | relay     config     300
@@ -54,6 +54,9 @@ MAIL    454       | 4.7.0 Daily message quota exceeded          | new    | relay
 MAIL    451       | Authentication failed: Maximum credits exceeded | new | relay    rate       600
 MAIL    450       | 4.7.1 slow down                             | new    | relay     rate       30
 MAIL    450       | too many messages, retry in 90 seconds      | new    | relay     rate       100
+MAIL    550       | 5.4.5 Daily user sending limit exceeded.    | new    | relay     rate       600
+RCPT    550       | 5.4.5 Daily SMTP relay limit exceeded       | new    | relay     rate       600
+DOT     554       | 5.2.0 STOREDRV RecipientRateLimitExceeded   | new    | relay     rate       600
 MAIL    503       | 5.5.1 EHLO first                            | new    | message   transient
 MAIL    530       | 5.7.0 authentication required               | new    | relay     config     300
 RCPT    530       | 5.7.0 must issue STARTTLS                   | new    | relay     config     300

@@ -18,7 +18,8 @@ from taskq.mail.compose import Draft, compose
 from taskq.mail.dkim import Signer
 from taskq.mail.envelope import Envelope, Receipt
 from taskq.mail.inbox import Inbox
-from taskq.mail.relay import Relay, transport_from_url
+from taskq.mail.relay import Relay
+from taskq.mail.routes import transport_from_url
 from taskq.mailstore import CapturedMail
 from taskq.task import Run
 from taskq.uid import uid_of

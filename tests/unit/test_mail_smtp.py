@@ -4,13 +4,17 @@ import asyncio
 from contextlib import nullcontext
 
 import pytest
+from smtp_script import scripted
 
-from taskq.mail import smtp
+from taskq.mail import handshake
 from taskq.mail.channel import Channel
 from taskq.mail.classify import Phase, Ruling, Scope
 from taskq.mail.envelope import Envelope
+from taskq.mail.failure import SmtpFailure
+from taskq.mail.handshake import TimeLimits
 from taskq.mail.server import Server, Tls
-from taskq.mail.smtp import Connection, SmtpFailure, TimeLimits
+from taskq.mail.smtp import Connection
+from taskq.mail.trace import Trace
 
 ENVELOPE = Envelope("a@x.test", "b@x.test", b"From: a@x.test\r\n\r\ntext\r\n", False, 1)
 
@@ -55,7 +59,7 @@ def connection_of(answers: list[bytes | None]) -> tuple[Connection, FakeTranspor
 async def test_a_mail_costs_two_writes() -> None:
     connection, transport = connection_of([b"250 a\r\n250 b\r\n354 c\r\n", b"250 taken\r\n"])
 
-    reply = await connection.transact(ENVELOPE, nullcontext)
+    reply = await connection.transact(ENVELOPE, nullcontext, Trace())
 
     assert reply.text == "taken"
     assert transport.written == [
@@ -69,7 +73,7 @@ async def test_a_dot_that_was_never_written_is_not_ambiguous() -> None:
     connection, _ = connection_of([b"250 a\r\n250 b\r\n354 c\r\n", None])
 
     with pytest.raises(SmtpFailure) as caught:
-        await connection.transact(ENVELOPE, nullcontext)
+        await connection.transact(ENVELOPE, nullcontext, Trace())
 
     assert caught.value.phase is Phase.BODY
     assert caught.value.verdict.ruling is Ruling.TRANSIENT
@@ -93,7 +97,7 @@ async def test_a_connection_lost_before_the_text_is_not_ambiguous() -> None:
 
     transport.write = write_and_lose  # type: ignore[method-assign]
     with pytest.raises(SmtpFailure) as caught:
-        await connection.transact(ENVELOPE, span)
+        await connection.transact(ENVELOPE, span, Trace())
 
     assert caught.value.phase is Phase.BODY
     assert not span_entered
@@ -103,8 +107,10 @@ async def test_a_server_that_is_gone_as_soon_as_it_has_greeted_is_down(monkeypat
     async def greeted(*_: object) -> None:
         """Leave the client as it is after a connection that has been lost meanwhile."""
 
-    monkeypatch.setattr(smtp, "_set_up", greeted)
-    with pytest.raises(SmtpFailure) as caught:
-        await Connection.open(Server("127.0.0.1", 25, Tls.OFF), None, name="x.test", limits=TimeLimits())
+    monkeypatch.setattr(handshake, "_set_up", greeted)
+    async with scripted() as server:
+        place = Server("127.0.0.1", server.port, Tls.OFF)
+        with pytest.raises(SmtpFailure) as caught:
+            await Connection.open(place, None, name="x.test", limits=TimeLimits(), trace=Trace())
 
     assert caught.value.verdict.scope is Scope.RELAY
