@@ -4,7 +4,8 @@
     ├── ConfigError         at start only; names the setting and the remedy
     ├── SubmissionError     the caller's fault, a 4xx
     │   ├── UnknownKind     no handler of that name is registered
-    │   └── InvalidPayload  the payload does not fit the kind
+    │   ├── InvalidPayload  the payload does not fit the kind
+    │   └── Suppressed      a recipient may not be written to
     ├── IntakeFull          too much is waiting to be stored, a 503; safe to try again
     ├── StoreSlow           PostgreSQL has not answered yet, a 503; the task may be stored
     ├── StoreUnavailable    PostgreSQL can't be reached, a 503
@@ -25,6 +26,7 @@ __all__ = [
     "StoreSlow",
     "StoreUnavailable",
     "SubmissionError",
+    "Suppressed",
     "TaskError",
     "TaskqError",
     "UnknownKind",
@@ -60,6 +62,10 @@ class InvalidPayload(SubmissionError):
         super().__init__(message)
         self.field = field
         self.malformed = malformed
+
+
+class Suppressed(SubmissionError):
+    """A recipient is on the suppression list."""
 
 
 class IntakeFull(TaskqError):

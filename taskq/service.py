@@ -35,14 +35,17 @@ from taskq.mail.envelope import Transport
 from taskq.mail.inbox import CapturedMail
 from taskq.mail.pool import PoolLimits
 from taskq.mail.relay import transport_from_url
+from taskq.mail.suppressing import Suppressing
 from taskq.migrate import migrate
 from taskq.postgres import EmbeddedPostgres, default_root
 from taskq.store import Server, Store
+from taskq.suppression import Bounces, Suppressions
 from taskq.sweeper import Sweeper
 from taskq.task import RetryPolicy
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
+from taskq.web.mail import MailPages
 from taskq.worker import Worker
 
 __all__ = ["Banner", "Parts", "database", "run_service", "running_parts", "spare_collector"]
@@ -54,6 +57,7 @@ START_TIMEOUT_S = 30.0  # for the first lease once the database answers
 DEATH_POLL_S = 1.0
 RESTART_PAUSE_S = 1.0
 CAPTURE_BATCH_MAX = 500
+DAY_S = 86_400.0
 COLLECT_AFTER = (50_000, 20, 50)  # new containers, then young and middle collections
 
 
@@ -79,6 +83,8 @@ class Parts:
     dispatcher: Dispatcher
     intake: Intake
     sweeper: Sweeper
+    suppressions: Suppressions
+    bounces: Bounces
     group: asyncio.TaskGroup
 
 
@@ -100,9 +106,10 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
             logger.info("database is up to date", extra={"applied": applied})
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
-            api = Api(parts.store, parts.registry, parts.intake)
+            api = Api(parts.store, parts.registry, parts.intake, parts.suppressions)
+            mail_pages = MailPages(parts.suppressions, parts.bounces, server.installation)
             site = Site(
-                [] if settings.role == "worker" else [api, InboxPages(parts.store)],
+                [] if settings.role == "worker" else [api, InboxPages(parts.store), mail_pages],
                 lambda: _health(parts, described),
                 body_bytes_max=settings.body_bytes_max,
             )
@@ -169,11 +176,16 @@ async def running_parts(
     try:
         server = await _ask(store)
         captures: Batch[CapturedMail, None] = Batch(lambda mails: _capture(store, mails), size_max=CAPTURE_BATCH_MAX)
-        transport = transport_from_url(
+        suppressions = Suppressions(
+            store.reads, copied_max=settings.suppressions_copied_max, automatic_s=settings.suppression_days * DAY_S
+        )
+        bounces = Bounces(store.reads, retention_s=settings.retention_days * DAY_S)
+        relay = transport_from_url(
             settings.smtp_url.get_secret_value(),
             captures.put,
             pool=PoolLimits(connections_max=settings.smtp_connections_max),
         )
+        transport = Suppressing(relay, suppressions.lookup, suppressions.learn)
         registry = _registry(settings, transport)
         prepare(registry)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
@@ -181,7 +193,8 @@ async def running_parts(
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
-        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now)
+        prune_more = (suppressions.prune, bounces.prune, suppressions.refresh)
+        sweeper = Sweeper(store, listener.lease, settings, wake=dispatcher.wake.now, prune_more=prune_more)
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
         ready = asyncio.Event()
@@ -194,11 +207,12 @@ async def running_parts(
                 for name, part in (
                     ("intake", intake.run()),
                     ("inbox", captures.run()),
+                    ("suppressions", suppressions.run()),
                     ("sweeper", sweeper.run()),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
             ]
-            yield Parts(store, registry, listener, dispatcher, intake, sweeper, group), server
+            yield Parts(store, registry, listener, dispatcher, intake, sweeper, suppressions, bounces, group), server
             for task in reversed(running):
                 task.cancel()
         await transport.close()

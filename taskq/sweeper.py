@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
@@ -43,7 +43,15 @@ HOT = (
 class Sweeper:
     """Rescues, prunes and keeps partitions ahead."""
 
-    def __init__(self, store: Store, lease: Lease, settings: Settings, *, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        settings: Settings,
+        *,
+        wake: Callable[[], None],
+        prune_more: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
         """Prepare; `run` starts it.
 
         Args:
@@ -51,11 +59,13 @@ class Sweeper:
             lease: Our own, which is never ended here.
             settings: Of the process.
             wake: Tells the dispatcher that rescued tasks wait.
+            prune_more: What else is done at each pruning, in small steps.
         """
         self._store = store
         self._lease = lease
         self._settings = settings
         self._wake = wake
+        self._prune_more = prune_more
         self._pruned_to = 0
 
     async def run(self) -> None:
@@ -100,6 +110,8 @@ class Sweeper:
                 break
             self._pruned_to = last
         await self._store.prune_rest(retention_s=COUNTS_KEPT_S, inbox_mails_max=self._settings.inbox_mails_max)
+        for prune in self._prune_more:
+            await prune()
         return total
 
     async def keep_partitions(self) -> None:

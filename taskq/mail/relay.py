@@ -20,7 +20,7 @@ from taskq.mail.address import mask_address
 from taskq.mail.breaker import Breaker, Ticket
 from taskq.mail.channel import Reply
 from taskq.mail.classify import Phase, Ruling, Scope, Verdict
-from taskq.mail.envelope import Envelope, Receipt, Span, Transport
+from taskq.mail.envelope import Envelope, Receipt, Refused, Span, Transport
 from taskq.mail.inbox import Capture, Inbox
 from taskq.mail.pool import Pool, PoolLimits
 from taskq.mail.server import Server, Tls, parse_server
@@ -138,7 +138,8 @@ class Relay:
         about = f"{verdict.scope} at {failure.phase.upper()}"
         match verdict.ruling:
             case Ruling.PERMANENT:
-                return TaskError(f"{self._server} refused the {about}: {said}", retryable=False, reason="permanent")
+                refused = f"{self._server} refused the {about}: {said}"
+                return Refused(refused, phase=failure.phase, code=failure.code, enhanced=failure.enhanced)
             case Ruling.AMBIGUOUS:
                 return TaskError(
                     f"ambiguous: {self._server} may or may not have taken the mail ({said}); it is sent again with the "

@@ -11,8 +11,10 @@ from pydantic_core import from_json, to_json
 
 from taskq.errors import InvalidPayload
 from taskq.intake import Intake
+from taskq.kinds.recipients import recipients_of
 from taskq.kinds.registry import Registry, check_depth
 from taskq.store import Store
+from taskq.suppression import Suppressions
 from taskq.task import NewTask, Task
 from taskq.web.answer import ID_MAX, id_of, json_answer
 from taskq.web.created import created
@@ -28,17 +30,19 @@ MAIL = "email"
 class Api:
     """The handlers of the task routes."""
 
-    def __init__(self, store: Store, registry: Registry, intake: Intake) -> None:
+    def __init__(self, store: Store, registry: Registry, intake: Intake, suppressions: Suppressions) -> None:
         """Prepare the handlers.
 
         Args:
             store: What is shown.
             registry: Kinds of work that may be submitted.
             intake: Where submissions go.
+            suppressions: Whom no mail is taken for.
         """
         self._store = store
         self._registry = registry
         self._intake = intake
+        self._suppressions = suppressions
         self.stopping = False
 
     def add_routes(self, router: Router) -> None:
@@ -63,6 +67,8 @@ class Api:
         if new is None:
             kind = self._registry.get(MAIL)
             new = NewTask(MAIL, kind.check(body), max_attempts=kind.max_attempts)
+        if new.kind == MAIL and not self._suppressions.empty:
+            await self._suppressions.check(recipients_of(new.payload))
         task_id = await self._intake.submit(new)
         return created(request, task_id)
 

@@ -15,6 +15,7 @@ from taskq.errors import (
     StoreRefused,
     StoreSlow,
     StoreUnavailable,
+    Suppressed,
     TaskqError,
     UnknownKind,
 )
@@ -59,6 +60,8 @@ def problem_of(error: TaskqError, method: str) -> web.Response:
             return problem(422, "invalid_payload", str(error), field=error.field)
         case UnknownKind():
             return problem(422, "unknown_kind", str(error), field="kind")
+        case Suppressed():
+            return problem(422, "suppressed", str(error))
         case StoreRefused():
             return problem(422, "refused_by_database", f"PostgreSQL can't store this: {error}")
         case IntakeFull():

@@ -10,6 +10,7 @@ ours: logged with its traceback, answered with a 500 that gives nothing away.
 
 import logging
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -51,7 +52,7 @@ class Router:
             path = request.path
             methods = self._routes.get(path)
         if methods is None:
-            place, _, argument = path.rpartition("/")
+            place, _, argument = map(unquote, request.rel_url.raw_path.rpartition("/"))  # it may hold a / of its own
             methods = self._routes.get(f"{place}/\0") if argument else None
             if methods is None:
                 return problem(404, "no_such_route", f"{path} is no address of taskq: see the README for the routes")

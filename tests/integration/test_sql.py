@@ -25,7 +25,7 @@ from taskq.database import PLANNER
 from taskq.store import EARLIEST, Store
 from taskq.task import Change, Status
 
-CALLERS = {"tasks": "store", "lease": "listener"}
+CALLERS = {"tasks": "store", "lease": "listener", "suppression": "suppression"}
 FILES = tuple(CALLERS)
 STATEMENTS = [pytest.param(file, name, id=name) for file in FILES for name in sql.load(file)]
 TASKS = sql.load("tasks")
