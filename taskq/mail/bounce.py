@@ -22,7 +22,7 @@ from typing import cast
 
 __all__ = ["ACTIONS", "Fate", "NoReport", "Report", "parse_report"]
 
-OCTETS_READ_MAX = 262_144
+OCTETS_READ_MAX = 131_072  # some servers explain at length, in HTML, before they report
 FATES_MAX = 50
 TEXT_CHARS_MAX = 500
 
@@ -107,20 +107,25 @@ def _blocks(part: Message) -> list[Mapping[str, str]]:
     """Return the fields of each block; the parser has taken the ASCII form apart, of the other only the first block."""
     found = _children(part)
     if part.get_content_type() == "message/global-delivery-status" and found:
-        rest = str(found[0].get_payload()).strip("\r\n")
-        found += map(HeaderParser().parsestr, re.split(r"(?:\r?\n){2,}", rest, maxsplit=FATES_MAX))
+        rest = re.split(r"(?:\r?\n){2,}", _text(found[0]).strip("\r\n"), maxsplit=FATES_MAX)
+        found += map(HeaderParser().parsestr, rest)
     return [fields for each in found if (fields := _fields(each))]
 
 
 def _returned(part: Message) -> Mapping[str, str]:
     """Return the headers of the mail that came back."""
     children = _children(part)
-    return _fields(children[0] if children else HeaderParser().parsestr(str(part.get_payload())))
+    return _fields(children[0] if children else HeaderParser().parsestr(_text(part)))
 
 
 def _children(message: Message) -> list[Message]:
     payload = message.get_payload()
     return cast("list[Message]", payload) if isinstance(payload, list) else []
+
+
+def _text(part: Message) -> str:
+    content = part.get_payload(decode=True)
+    return content.decode("utf-8", "replace") if isinstance(content, bytes) else ""
 
 
 def _fates(blocks: Iterable[Mapping[str, str]]) -> Iterable[Fate]:
