@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rig import Connection, put
 
+from taskq import sql
 from taskq import suppression as module
+from taskq.database import PLANNER
 from taskq.errors import StoreUnavailable, Suppressed
 from taskq.store import Store
 from taskq.suppression import Bounces, Suppressions
@@ -172,6 +174,20 @@ async def test_lookups_at_the_same_time_share_a_query(suppressions: Suppressions
 
     assert [n for n, each in enumerate(asked) if each.result() is not None] == [7]
     assert queries.count("find") <= 2
+
+
+@pytest.mark.parametrize(("name", "index"), [("find", "suppression_pkey"), ("prune", "suppression_ending")])
+async def test_plan_uses_its_index(connection: Connection, name: str, index: str) -> None:
+    statement = sql.load("suppression")[name]
+    for setting, value in (PLANNER | {"plan_cache_mode": "force_generic_plan"}).items():
+        await connection.execute(f"set {setting} = {value}")
+    await connection.execute(f"prepare asked as {statement.text}")
+
+    value = {"find": "array[]::bytea[]", "prune": "100"}[name]
+    plan = [row[0] for row in await connection.fetch(f"explain execute asked({value})")]
+
+    assert any(index in line for line in plan)
+    assert not any("Seq Scan" in line for line in plan)
 
 
 async def test_submission_to_nobody_on_the_list_asks_no_database(
