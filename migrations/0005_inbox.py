@@ -7,7 +7,7 @@ mails, a search walks them by id, and a second index would slow every capture do
 
 from yoyo import step
 
-__depends__ = {"0003_bundle"}
+__depends__ = {"0004_suppression"}
 
 steps = [
     step(

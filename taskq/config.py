@@ -181,6 +181,19 @@ class Settings(BaseSettings):
         description="Address that gets every mail instead of its recipient, except to those whom mail_only_to names.",
     )
     mail_recipients_max: int = Field(50, ge=1, le=1_000, description="Recipients of one mail: to, cc and bcc together.")
+    suppression_days: float = Field(
+        30.0,
+        ge=0,
+        le=36_500,
+        description="Days that an address is not written to after a mail server said that it does not exist; 0: none.",
+    )
+    suppressions_copied_max: int = Field(
+        100_000,
+        ge=0,
+        le=10_000_000,
+        description="Suppressed addresses whose hashes a process keeps in memory, about 100 bytes each; with more, "
+        "each submission of a mail asks the database.",
+    )
 
     # Mail: what is kept of it
     mail_bytes_max: int = Field(

@@ -5,7 +5,8 @@
     ├── SubmissionError     the caller's fault, a 4xx
     │   ├── UnknownKind     no handler of that name is registered
     │   ├── InvalidPayload  the payload does not fit the kind
-    │   └── InvalidFilter   tasks can't be picked by this text
+    │   ├── InvalidFilter   tasks can't be picked by this text
+    │   └── Suppressed      a recipient may not be written to
     ├── IntakeFull          too much is waiting to be stored, a 503; safe to try again
     ├── TooManyWaiters      too many callers wait for a task to end, a 503
     ├── StoreSlow           PostgreSQL has not answered yet, a 503; the task may be stored
@@ -28,6 +29,7 @@ __all__ = [
     "StoreSlow",
     "StoreUnavailable",
     "SubmissionError",
+    "Suppressed",
     "TaskError",
     "TaskqError",
     "TooManyWaiters",
@@ -68,6 +70,10 @@ class InvalidPayload(SubmissionError):
 
 class InvalidFilter(SubmissionError):
     """The text by which tasks are to be picked can't be read."""
+
+
+class Suppressed(SubmissionError):
+    """A recipient is on the suppression list."""
 
 
 class IntakeFull(TaskqError):

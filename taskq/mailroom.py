@@ -1,11 +1,12 @@
 """What mails need, built from the settings: where they go, the inbox, the kind of work.
 
-Outgoing, from the handler down: the kind `email` → staging, where it is asked for → the relays, or the
-inbox.  Incoming: other programs' mails by the receiver → the mailbox.  The service runs the parts
-that have a `run`, and closes the rest.
+Outgoing, from the handler down: the kind `email` → staging, where it is asked for → the suppression
+list → the relays, or the inbox.  Incoming: other programs' mails by the receiver → the mailbox.  The
+service runs the parts that have a `run`, and closes the rest.
 """
 
-from collections.abc import Coroutine
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from taskq.config import Settings
 from taskq.facts import Privacy
 from taskq.kinds.email import Email
 from taskq.kinds.mailing import Mailing, Senders
+from taskq.kinds.recipients import recipients_of
 from taskq.kinds.registry import Kind, make_kind
 from taskq.listener import Listener
 from taskq.mail.dkim import load_signers
@@ -24,12 +26,16 @@ from taskq.mail.receiver import Receiver
 from taskq.mail.relay import Relay
 from taskq.mail.routes import Routes, described, transport_from_url
 from taskq.mail.staging import Staging
+from taskq.mail.suppressing import Suppressing
 from taskq.mailstore import MailStore
 from taskq.store import Store
-from taskq.task import RetryPolicy
+from taskq.suppression import Bounces, Suppressions
+from taskq.task import NewTask, RetryPolicy
 
 __all__ = ["Mailroom", "where_mails_go"]
 
+DAY_S = 86_400.0
+KIND = "email"
 KEEPS = ("to", "recipient")  # of a payload when its content is erased
 
 
@@ -41,8 +47,12 @@ class Mailroom:
     mailbox: Mailbox
     receiver: Receiver | None
     transport: Transport
+    suppressions: Suppressions
+    bounces: Bounces
     kind: Kind
     """The kind `email`."""
+    prunes: tuple[Callable[[], Awaitable[None]], ...]
+    """What is done at each pruning, in small steps."""
 
     @classmethod
     def open(cls, settings: Settings, store: Store, listener: Listener) -> "Mailroom":
@@ -56,15 +66,32 @@ class Mailroom:
             mailbox.capture,
             pool=PoolLimits(connections_max=settings.smtp_connections_max),
         )
-        transport = _guarded(sends, settings, mailbox)
-        return cls(mails, mailbox, receiver, transport, _kind(settings, transport, _names(sends)))
+        suppressions = Suppressions(
+            store.reads, copied_max=settings.suppressions_copied_max, automatic_s=settings.suppression_days * DAY_S
+        )
+        bounces = Bounces(store.reads, retention_s=settings.retention_days * DAY_S)
+        transport = _guarded(sends, suppressions, settings, mailbox)
+        kind = _kind(settings, transport, _names(sends))
+        keep, days = settings.inbox_mails_max, settings.mail_content_days
+        prune_inbox = functools.partial(mails.prune, keep=keep, content_days=days)
+        prunes = (prune_inbox, suppressions.prune, bounces.prune, suppressions.refresh)
+        return cls(mails, mailbox, receiver, transport, suppressions, bounces, kind, prunes)
 
     def running(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """Return the parts that run for ever, by name."""
         return [
             ("inbox", self.mailbox.run()),
+            ("suppressions", self.suppressions.run()),
             *([] if self.receiver is None else [("receiver", self.receiver.run())]),
         ]
+
+    async def admit(self, tasks: Sequence[NewTask]) -> None:
+        """Let tasks pass before they are stored; raises `Suppressed` where one is a mail to a suppressed address."""
+        if self.suppressions.empty:
+            return
+        addresses = [each for new in tasks if new.kind == KIND for each in recipients_of(new.payload)]
+        if addresses:
+            await self.suppressions.check(addresses)
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -72,11 +99,13 @@ class Mailroom:
         await self.store.close()
 
 
-def _guarded(sends: Transport, settings: Settings, mailbox: Mailbox) -> Transport:
+def _guarded(sends: Transport, suppressions: Suppressions, settings: Settings, mailbox: Mailbox) -> Transport:
     """Put in front of what sends whatever keeps mails from being sent."""
+    lookup = suppressions.hint if isinstance(sends, Inbox) else suppressions.lookup  # nobody is hurt by the inbox
+    transport = Suppressing(sends, lookup, suppressions.learn)
     if settings.mail_only_to or settings.mail_redirect_to:
-        return Staging(sends, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
-    return sends
+        return Staging(transport, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
+    return transport
 
 
 def _names(transport: Transport) -> frozenset[str]:
@@ -100,7 +129,7 @@ def _kind(settings: Settings, transport: Transport, relays: frozenset[str]) -> K
         knows_relay=relays.__contains__,
     )
     return make_kind(
-        "email",
+        KIND,
         Email(transport, senders, load_signers(settings.dkim)),
         RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
         settings.mail_timeout_s,

@@ -40,6 +40,7 @@ from taskq.sweeper import Sweeper
 from taskq.web.api import Api
 from taskq.web.app import Site
 from taskq.web.inbox import InboxPages
+from taskq.web.mail import MailPages
 from taskq.web.single import TaskPages
 from taskq.web.tasks import TaskList
 from taskq.worker import Worker
@@ -103,12 +104,20 @@ async def run_service(settings: Settings, announce: Callable[[Banner], None]) ->
         async with running_parts(settings, dsn, direct_dsn) as (parts, server):
             warnings = _durability(server, settings)
             budget = Budget(settings.body_bytes_in_flight_max)
-            api = Api(parts.registry, parts.intake, parts.control, budget, wait_s_max=settings.wait_s_max)
+            api = Api(
+                parts.registry,
+                parts.intake,
+                parts.control,
+                budget,
+                wait_s_max=settings.wait_s_max,
+                admit=parts.mailroom.admit,
+            )
             pages = [
                 api,
                 TaskPages(parts.store, parts.control, wait_s_max=settings.wait_s_max),
                 TaskList(Listing(parts.store)),
                 InboxPages(parts.mailroom.store, parts.mailroom.mailbox),
+                MailPages(parts.mailroom.suppressions, parts.mailroom.bounces, server.installation),
             ]
             site = Site(
                 [] if settings.role == "worker" else pages,
@@ -195,7 +204,12 @@ async def running_parts(
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
         sweeper = Sweeper(
-            store, mailroom.store, listener.lease, settings, wake=dispatcher.wake.now, privacy=registry.private
+            store,
+            listener.lease,
+            settings,
+            wake=dispatcher.wake.now,
+            privacy=registry.private,
+            prune_more=mailroom.prunes,
         )
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)

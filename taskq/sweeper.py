@@ -16,13 +16,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from taskq.config import Settings
 from taskq.errors import StoreRefused, StoreUnavailable
 from taskq.facts import Privacy
 from taskq.lease import Lease
-from taskq.mailstore import MailStore
 from taskq.sql import Statement
 from taskq.store import Store
 from taskq.task import OUTCOME_UNKNOWN
@@ -52,29 +51,29 @@ class Sweeper:
     def __init__(
         self,
         store: Store,
-        mails: MailStore,
         lease: Lease,
         settings: Settings,
         *,
         wake: Callable[[], None],
         privacy: Mapping[str, Privacy] | None = None,
+        prune_more: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         """Prepare; `run` starts it.
 
         Args:
             store: What to sweep.
-            mails: What to keep bounded.
             lease: Our own, which is never ended here.
             settings: Of the process.
             wake: Tells the dispatcher that rescued tasks wait.
             privacy: Of the kinds whose content is erased; see `Registry.private`.
+            prune_more: What else is done at each pruning, in small steps.
         """
         self._store = store
-        self._mails = mails
         self._lease = lease
         self._settings = settings
         self._wake = wake
         self._privacy = privacy or {}
+        self._prune_more = prune_more
         self._pruned_to = 0
         self.unknown = 0
         """Sealed runs that were lost, since the start."""
@@ -141,7 +140,8 @@ class Sweeper:
                 break
             self._pruned_to = last
         await self._store.prune_counts(retention_s=COUNTS_KEPT_S)
-        await self._mails.prune(keep=self._settings.inbox_mails_max, content_days=self._settings.mail_content_days)
+        for prune in self._prune_more:
+            await prune()
         return total
 
     async def keep_partitions(self) -> None:

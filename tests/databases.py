@@ -12,7 +12,19 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 
 PAGES_MAX = 200  # of all task partitions and their indexes together
-TABLES = ("task", "task_group", "task_blob", "blob", "lease", "attempt", "minute_count", "inbox", "cancel_request")
+TABLES = (
+    "task",
+    "task_group",
+    "task_blob",
+    "blob",
+    "lease",
+    "attempt",
+    "minute_count",
+    "inbox",
+    "cancel_request",
+    "suppression",
+    "bounce",
+)
 SHAPE = """
 select (select array_agg(relname::text order by oid) from pg_class where relnamespace <> 'pg_toast'::regnamespace),
        (select array_agg(nspname::text order by oid) from pg_namespace),
@@ -76,7 +88,7 @@ class Databases:
                     return False
                 for table in TABLES:
                     connection.execute(f"delete from taskq.{table}")  # pyright: ignore[reportArgumentType]
-                for sequence in ("task_id", "lease_id_seq", "inbox_id_seq"):
+                for sequence in ("task_id", "lease_id_seq", "inbox_id_seq", "suppression_id_seq"):
                     connection.execute("select setval(%s, 1, false)", (f"taskq.{sequence}",))
                 row = connection.execute(PAGES).fetchone()
                 return row is not None and row[0] <= PAGES_MAX

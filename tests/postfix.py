@@ -1,9 +1,9 @@
 """Runs a real Postfix on a free loopback port, from a folder of its own.
 
 It accepts mail for the domain `ok.test` only and delivers it to a maildir; `later@ok.test` is put
-off with 450, `gone@ok.test` is refused with 550, and everything else is rejected, so that no mail
-can leave.  Postfix's master needs root and Postfix's own accounts; where either is missing, tests
-skip visibly.
+off with 450, `gone@ok.test` is refused with 550, `bounced@ok.test` is taken and then returned in a
+delivery report, and everything else is rejected, so that no mail can leave.  Postfix's master needs
+root and Postfix's own accounts; where either is missing, tests skip visibly.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ trace unix - - n - 0 bounce
 verify unix - - n - 1 verify
 flush unix n - n 1000? 0 flush
 proxymap unix - - n - - proxymap
-virtual unix - n n - - virtual
+virtual unix - n n - - virtual -o virtual_mailbox_maps=regexp:{folder}/delivered
 error unix - - n - - error
 retry unix - - n - - error
 discard unix - - n - - discard
@@ -155,9 +155,10 @@ class Postfix:
         daemons = next(path for path in ("/usr/lib/postfix/sbin", "/usr/libexec/postfix") if Path(path).exists())
         values = {"folder": self._folder, "daemons": daemons, "uid": nobody.pw_uid, "gid": nobody.pw_gid}
         (self._config / "main.cf").write_text(MAIN.format(**values))
-        (self._config / "master.cf").write_text(MASTER.format(port=self.port))
+        (self._config / "master.cf").write_text(MASTER.format(port=self.port, folder=self._folder))
         (self._folder / "recipients").write_text(RECIPIENTS)
         (self._folder / "mailboxes").write_text("/@ok\\.test$/ box/\n")
+        (self._folder / "delivered").write_text("!/^bounced@ok\\.test$/ box/\n")
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from taskq.errors import Snooze, TaskError, shown
 from taskq.mail.classify import RATE_PAUSE_S, Phase, Ruling, Scope, says_too_fast
+from taskq.mail.envelope import Refused
 from taskq.mail.failure import SmtpFailure
 
 __all__ = ["Consequence", "Declined", "consequence_of", "kindest", "unknown_relay"]
@@ -113,7 +114,8 @@ def _error(failure: SmtpFailure, server: str) -> TaskError:
     about = f"{verdict.scope} at {failure.phase.upper()}"
     match verdict.ruling:
         case Ruling.PERMANENT:
-            return TaskError(f"{server} refused the {about}: {said}", retryable=False, reason="permanent")
+            refused = f"{server} refused the {about}: {said}"
+            return Refused(refused, phase=failure.phase, code=failure.code, enhanced=failure.enhanced)
         case Ruling.AMBIGUOUS:
             return TaskError(
                 f"ambiguous: {server} may or may not have taken the mail ({said})",

@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Envelope", "Note", "Receipt", "Seal", "Span", "Transport"]
+from taskq.errors import TaskError
+
+__all__ = ["Envelope", "Note", "Receipt", "Refused", "Seal", "Span", "Transport"]
 
 Span = Callable[[], AbstractContextManager[None]]
 """Opens the span whose interruption would leave the outcome unknown: `Context.uninterruptible`."""
@@ -68,6 +70,22 @@ class Receipt:
     """The name under which the relay knows the mail, where its reply gives one."""
 
 
+class Refused(TaskError):
+    """A server refused the mail for good.
+
+    Attributes:
+        phase: Where the transaction stood, such as `rcpt`.
+        code: Reply code, such as 550.
+        enhanced: Enhanced status code such as `5.1.1`; empty when the reply has none.
+    """
+
+    def __init__(self, message: str, *, phase: str, code: int, enhanced: str) -> None:
+        super().__init__(message, retryable=False, reason="permanent")
+        self.phase = phase
+        self.code = code
+        self.enhanced = enhanced
+
+
 class Transport(Protocol):
     """Hands mails over: a relay, or the inbox."""
 
@@ -80,7 +98,8 @@ class Transport(Protocol):
 
         Raises:
             Snooze: The transport is at fault; nothing is known against the mail.
-            TaskError: The mail was refused, or its outcome is unknown.
+            Refused: The other side refused the mail for good.
+            TaskError: The mail was not taken, or its outcome is unknown.
         """
         ...
 

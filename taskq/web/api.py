@@ -7,6 +7,7 @@ has ended, or after N seconds, and tells the status.
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import hdrs, web
 
@@ -28,11 +29,14 @@ __all__ = ["Api"]
 THREAD_BYTES_MIN = 262_144  # checking takes about 3 ms per MB: beyond this it would stall the event loop
 
 
+Admit = Callable[[Sequence[NewTask]], Awaitable[None]]
+
+
 class Api:
     """The handler of submissions."""
 
     def __init__(
-        self, registry: Registry, intake: Intake, control: Control, budget: Budget, *, wait_s_max: float
+        self, registry: Registry, intake: Intake, control: Control, budget: Budget, *, wait_s_max: float, admit: Admit
     ) -> None:
         """Prepare the handler.
 
@@ -42,12 +46,14 @@ class Api:
             control: Waits for the end of a task.
             budget: Bytes of the larger bodies under way.
             wait_s_max: Seconds that a caller may wait for a task to end.
+            admit: Lets tasks pass before they are stored, or raises a `SubmissionError`.
         """
         self._registry = registry
         self._intake = intake
         self._control = control
         self._wait_s_max = wait_s_max
         self._budget = budget
+        self._admit = admit
         self.stopping = False
 
     def add_routes(self, router: Router) -> None:
@@ -77,6 +83,7 @@ class Api:
         else:
             taken = await asyncio.to_thread(read_submission, self._registry, body)
         del body  # large, and needed no more
+        await self._admit([taken] if isinstance(taken, NewTask) else taken.tasks)
         if isinstance(taken, NewTask):
             return Stored([await self._intake.submit(taken)], None), []
         return await self._intake.submit_bundle(taken), taken.labels

@@ -16,6 +16,7 @@ from taskq.errors import (
     StoreRefused,
     StoreSlow,
     StoreUnavailable,
+    Suppressed,
     TaskqError,
     TooManyWaiters,
     UnknownKind,
@@ -63,6 +64,8 @@ def problem_of(error: TaskqError, method: str) -> web.Response:  # noqa: C901 - 
             return problem(400, "invalid_filter", str(error), field="filter")
         case UnknownKind():
             return problem(422, "unknown_kind", str(error), field="kind")
+        case Suppressed():
+            return problem(422, "suppressed", str(error))
         case StoreRefused():
             return problem(422, "refused_by_database", f"PostgreSQL can't store this: {error}")
         case IntakeFull():

@@ -31,6 +31,7 @@ CALLERS = {
     "inbox": "mailstore",
     "lease": "listener",
     "listing": "listing",
+    "suppression": "suppression",
     "tasks": "store",
 }
 FILES = tuple(CALLERS)

@@ -48,6 +48,20 @@ def sweeper(store: Store, mails: MailStore, lease: Lease, settings: Settings, wa
     return Sweeper(store, mails, lease, settings, wake=wakes)
 
 
+async def test_prune_does_what_else_is_to_be_pruned(store: Store, lease: Lease, settings: Settings, wakes: Wakes):
+    done: list[str] = []
+
+    async def first() -> None:
+        done.append("first")
+
+    async def second() -> None:
+        done.append("second")
+
+    await Sweeper(store, lease, settings, wake=wakes, prune_more=(first, second)).prune()
+
+    assert done == ["first", "second"]
+
+
 async def running_at(connection: Connection, owner: int, **columns: Any) -> int:
     """The id of a task in progress under a lease."""
     return await put(
