@@ -71,7 +71,7 @@ clean: ## remove what these commands made; no data of the service
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	   { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): taskq needs Python 3.11 or newer; name one with make PYTHON=..."; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { echo "No venv here: on Debian and Ubuntu install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No venv here: on Debian and Ubuntu install python3-venv"; exit 2; }
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing what taskq needs into $(VENV)"
