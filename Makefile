@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/coverage run -m pytest -q
 SAY    := printf '\n== %s\n'
+FUZZ_S ?= 60
 DEBIAN_POSTGRES ?= /usr/lib/postgresql/15/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -16,7 +17,7 @@ GROUPS := crash integration shown oldest quick
 TWO_AT_A_TIME := $(if $(filter output-sync,$(.FEATURES)),--jobs=2 --output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit $(GROUPS) $(GROUPS:%=group-%) bench docs build clean
+.PHONY: help run test check unit $(GROUPS) $(GROUPS:%=group-%) bench fuzz docs build clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +68,12 @@ shown: $(VENV)/.dev ## what README and docs show, and the wheel
 
 bench: $(VENV)/.run ## measure this machine; ARGS=... for one benchmark
 	@exec $(BIN)/taskq bench $(ARGS)
+
+fuzz: $(VENV)/.dev ## let coverage choose what the mail modules' properties are tried with, FUZZ_S=60 seconds each
+	@$(BIN)/pip install --quiet --editable '.[dev,fuzz]'
+	@failed=; for name in address mailbox headers compose; do \
+	   $(SAY) "$$name" && $(BIN)/python tests/fuzz/fuzz_mail.py $$name -verbosity=0 -max_total_time=$(FUZZ_S) || failed="$$failed $$name"; \
+	 done; [ -z "$$failed" ] || { echo "broken:$$failed"; exit 1; }
 
 docs: $(VENV)/.run ## write docs/settings.md anew from the settings
 	@$(BIN)/taskq config --markdown > docs/settings.md
