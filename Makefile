@@ -6,37 +6,30 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/coverage run -m pytest -q
 SAY    := printf '\n== %s\n'
+FUZZ_S ?= 60
 DEBIAN_POSTGRES ?= /usr/lib/postgresql/15/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
+# What `make test` runs after `make check`, the longest first.
+GROUPS := crash integration shown oldest quick
+TWO_AT_A_TIME := $(if $(filter output-sync,$(.FEATURES)),--jobs=2 --output-sync=target)
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit crash bench docs build clean
+.PHONY: help run test check unit $(GROUPS) $(GROUPS:%=group-%) bench fuzz docs build clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## the service: http://127.0.0.1:8080, a database of its own, mails caught; ARGS="--port 9000"
 	@exec $(BIN)/python run.py $(ARGS)
 
 test: $(VENV)/.dev ## every check and test, on every PostgreSQL at hand, with the wheel and the README
-	@rm -f .coverage .coverage.*
+	@rm -rf .coverage .coverage.* .logs
 	@$(MAKE) --no-print-directory check
-	@$(SAY) "integration and contract tests, embedded PostgreSQL"
-	@$(PYTEST) tests/integration tests/contract
-	@if [ -x $(DEBIAN_POSTGRES)/postgres ]; then \
-	   $(SAY) "the same, $$($(DEBIAN_POSTGRES)/postgres --version)" && \
-	   TASKQ_TEST_PG_BIN=$(DEBIAN_POSTGRES) $(PYTEST) tests/integration tests/contract --ignore-glob='*/test_mail_*' --ignore-glob='*/test_post*'; \
-	 else \
-	   $(SAY) "SKIPPED: no PostgreSQL 15 in $(DEBIAN_POSTGRES), the oldest supported"; \
-	 fi
-	@$(MAKE) --no-print-directory crash
-	@$(SAY) "one short round of every benchmark"
-	@folder=$$(mktemp -d) && chmod 755 $$folder && \
-	   TASKQ_DATA_DIR=$$folder $(BIN)/taskq bench --quick --embedded; code=$$?; rm -rf $$folder; exit $$code
-	@$(SAY) "README and docs, wheel"
-	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_wheel.py
+	@$(SAY) "$(GROUPS): each is shown as it ends"
+	@mkdir -p .logs && $(MAKE) --no-print-directory $(TWO_AT_A_TIME) $(GROUPS:%=group-%) || { cat .logs/*.failed; exit 2; }
 	@$(SAY) "coverage"
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
@@ -53,8 +46,34 @@ crash: $(VENV)/.dev ## kill processes, cut connections, restart PostgreSQL; noth
 	@$(SAY) "crash tests"
 	@$(PYTEST) tests/crash
 
+integration: $(VENV)/.dev ## integration and contract tests on the embedded PostgreSQL
+	@$(SAY) "integration and contract tests, embedded PostgreSQL"
+	@$(PYTEST) -m 'not bench' tests/integration tests/contract
+
+oldest: $(VENV)/.dev ## the same on the oldest PostgreSQL supported, but for mail and the embedded server
+	@if [ -x $(DEBIAN_POSTGRES)/postgres ]; then \
+	   $(SAY) "integration and contract tests, $$($(DEBIAN_POSTGRES)/postgres --version)" && \
+	   TASKQ_TEST_PG_BIN=$(DEBIAN_POSTGRES) $(PYTEST) -m 'not bench' tests/integration tests/contract --ignore-glob='*/test_mail_*' --ignore-glob='*/test_post*'; \
+	 else \
+	   $(SAY) "SKIPPED: no PostgreSQL 15 in $(DEBIAN_POSTGRES), the oldest supported"; \
+	 fi
+
+quick: $(VENV)/.dev ## one short round of every benchmark
+	@$(SAY) "one short round of every benchmark"
+	@$(BIN)/python -m pytest -q -m bench tests/integration
+
+shown: $(VENV)/.dev ## what README and docs show, and the wheel
+	@$(SAY) "README and docs, wheel"
+	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_wheel.py
+
 bench: $(VENV)/.run ## measure this machine; ARGS=... for one benchmark
 	@exec $(BIN)/taskq bench $(ARGS)
+
+fuzz: $(VENV)/.dev ## let coverage choose what the mail modules' properties are tried with, FUZZ_S=60 seconds each
+	@$(BIN)/pip install --quiet --editable '.[dev,fuzz]'
+	@failed=; for name in address mailbox headers compose; do \
+	   $(SAY) "$$name" && $(BIN)/python tests/fuzz/fuzz_mail.py $$name -verbosity=0 -max_total_time=$(FUZZ_S) || failed="$$failed $$name"; \
+	 done; [ -z "$$failed" ] || { echo "broken:$$failed"; exit 1; }
 
 docs: $(VENV)/.run ## write docs/settings.md anew from the settings
 	@$(BIN)/taskq config --markdown > docs/settings.md
@@ -63,15 +82,23 @@ build: $(VENV)/.dev ## the wheel and the source archive, into dist/
 	@$(BIN)/hatchling build
 
 clean: ## remove what these commands made; no data of the service
-	@rm -rf $(VENV) dist build .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) dist build .logs .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A group within `make test`.  One that fails is shown by `test` itself, after all others.
+
+$(GROUPS:%=group-%): group-%:
+	@$(MAKE) --no-print-directory $* > .logs/$* 2>&1 || { mv .logs/$* .logs/$*.failed; exit 1; }
+	@cat .logs/$*
+
+group-oldest: | group-integration # both serve on port 8080
 
 # The virtual environment: made once, brought up to date when pyproject.toml changes.
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	   { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): taskq needs Python 3.11 or newer; name one with make PYTHON=..."; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { echo "No venv here: on Debian and Ubuntu install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "No venv here: on Debian and Ubuntu install python3-venv"; exit 2; }
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing what taskq needs into $(VENV)"

@@ -30,6 +30,19 @@ READ_ONLY = {"text", "mermaid"}
 STARTS_SERVICE = re.compile(r"^(?:TASKQ_\w+=\S+ )*(?:make run\b|\S*python run\.py\b)")
 ONLY_LOOKS = re.compile(r"^curl -s http")
 START_S, LOOK_S = 240, 15
+# What a clone may hold beside its files; some of it comes and goes while other tests run.
+UNNEEDED = (
+    ".git",
+    ".venv",
+    "*_cache",
+    ".hypothesis",
+    "__pycache__",
+    ".coverage*",
+    ".logs",
+    "taskq.toml",
+    "dist",
+    "build",
+)
 # Commands that would run these very tests: what can be shown of them is.
 REHEARSALS = {
     "make test": "make --dry-run test",
@@ -136,7 +149,7 @@ def _commands(block: str) -> Iterator[tuple[str, str]]:
 def reader() -> Iterator[Reader]:
     folder = Path(tempfile.mkdtemp(prefix="taskq-docs-"))  # short: a socket lies in it
     folder.chmod(0o755)  # PostgreSQL's own account must pass when root runs this
-    unneeded = shutil.ignore_patterns(".git", ".venv", "*_cache", ".hypothesis", "__pycache__", "taskq.toml", "dist")
+    unneeded = shutil.ignore_patterns(*UNNEEDED)
     shutil.copytree(CLONE, folder / "clone", ignore=unneeded)
     someone = Reader(folder)
     try:

@@ -6,6 +6,7 @@ inside a file.  What ruff, pyright and import-linter see is theirs and not repea
 
 import ast
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -73,11 +74,11 @@ def each(paths: list[Path]) -> pytest.MarkDecorator:
 
 def texts() -> list[Path]:
     """What a commit would hold: tracked and new files that are text."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=CLONE, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    names = listed.stdout.splitlines() or [name_of(path) for path in EVERY_PYTHON]  # an unpacked archive has no git
+    listed = ""
+    if git := shutil.which("git"):
+        ask = [git, "ls-files", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(ask, cwd=CLONE, capture_output=True, text=True, check=False).stdout
+    names = listed.splitlines() or [name_of(path) for path in EVERY_PYTHON]  # without git, or an unpacked archive
     return [CLONE / name for name in names if (CLONE / name).is_file()]
 
 

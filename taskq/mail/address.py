@@ -2,7 +2,7 @@
 
 Accepted as an address is the form that every relay treats alike: a dot-atom, an `@` and a domain name (RFC 5321
 §4.1.2).  Refused are quoted local parts, comments, display names, source routes, domain literals,
-lists, blanks and control characters: each has been used to smuggle a second recipient or a command
+lists, encoded words, blanks and control characters: each has been used to smuggle a second recipient or a command
 past a more generous parser.  Domains leave here as lower-case A-labels by IDNA 2008, because the
 standard library's IDNA 2003 codec turns `faß.de` into another domain.  Characters beyond ASCII in
 the local part are allowed; such an address needs a relay that offers SMTPUTF8 (RFC 6531).
@@ -33,6 +33,7 @@ CACHE_MAX = 1_024  # one mail's address is read when submitted, when run and whe
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _PLAIN = re.compile(rf"({_ATEXT}+(?:\.{_ATEXT}+)*)@((?:{_LABEL}\.)*({_LABEL}))")
+_ENCODED_WORD = re.compile(r"=\?[^?]*\?[bq]\?.*\?=", re.IGNORECASE)
 _BLANK = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
 _NOT_ATEXT = re.compile(rf"(?!{_ATEXT})[\x00-\x7f]")
 _CATEGORIES_REFUSED = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"})
@@ -96,7 +97,8 @@ def parse_address(text: str) -> Address:
     plain = _PLAIN.fullmatch(text) if len(text) <= ADDRESS_OCTETS_MAX else None
     if plain is not None:
         local, domain, last = plain.groups()
-        if len(local) <= LOCAL_OCTETS_MAX and not last.isdigit() and "xn--" not in (domain := domain.lower()):
+        unusual = len(local) > LOCAL_OCTETS_MAX or last.isdigit() or "=?" in local
+        if not unusual and "xn--" not in (domain := domain.lower()):
             return Address(local, domain)
     return _parse_unusual(text)
 
@@ -186,6 +188,8 @@ def _checked_local(text: str, local: str) -> str:
                 f"the address {shown(text)} has {character!r} before the @: quoted parts, comments, names and lists "
                 f"are not accepted, {_REMEDY}"
             )
+    if _ENCODED_WORD.search(local):  # an atom by RFC 5322, yet some programs decode it into another address
+        raise ValueError(f"the address {shown(text)} has an encoded word before the @: write it decoded, {_REMEDY}")
     octets = len(local.encode())
     if octets > LOCAL_OCTETS_MAX:
         raise ValueError(

@@ -56,6 +56,17 @@ def test_bench_prints_lines_when_it_is_piped(postgres: str):
 
 
 @pytest.mark.usefixtures("empty_folder")
+@pytest.mark.filterwarnings("default")
+def test_bench_measures_on_a_server_of_its_own_when_asked_to_though_another_is_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TASKQ_DATABASE_URL", "postgresql://nobody@127.0.0.1:9/nowhere")
+
+    done = CliRunner().invoke(cli, ["bench", "--quick", "--only", "drain", "--embedded"])
+
+    assert done.exit_code == 0, done.output
+    assert "(embedded)" in done.output.splitlines()[0]
+
+
+@pytest.mark.usefixtures("empty_folder")
 def test_bench_fails_with_exit_code_1_when_a_count_is_wrong(monkeypatch: pytest.MonkeyPatch, postgres: str):
     async def measure(*_arguments: object, **_options: object) -> None:
         _same("tasks Ok", 9, 10)

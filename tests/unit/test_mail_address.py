@@ -79,6 +79,8 @@ def test_parse_composes_a_decomposed_local_part() -> None:
         ("a,b@example.com", "not accepted"),
         ("a;b@example.com", "not accepted"),
         ("a\\b@example.com", "not accepted"),
+        ("=?utf-8?q?=61=40evil.test=3e=00?=@x.test", "encoded word"),
+        ("e=?UTF-8?B?YQ==?=f@x.test", "encoded word"),
         ("a\u202eb@example.com", "not accepted"),
         ("a\u200db@example.com", "not accepted"),
         ("a\ud800b@example.com", "not accepted"),
