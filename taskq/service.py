@@ -190,10 +190,7 @@ async def running_parts(
         server = await _ask(store)
         listener = Listener(direct_dsn, settings, instance=uuid.uuid4())
         mailroom = Mailroom.open(settings, store, listener)
-        registry = Registry()
-        registry.add(mailroom.kind)
-        registry.load(settings.handlers)
-        prepare(registry)
+        registry = _registry(settings, mailroom, prepare)
         sealer = Sealer(store)
         worker = Worker(registry, server.installation, sealer.seal, store.bundles.blob)
         waiters = Waiters(size_max=settings.waiters_max)
@@ -236,6 +233,14 @@ async def running_parts(
         await mailroom.close()
     finally:
         await store.close()
+
+
+def _registry(settings: Settings, mailroom: Mailroom, prepare: Callable[[Registry], None]) -> Registry:
+    registry = Registry()
+    registry.add(mailroom.kind)
+    registry.load(settings.handlers)
+    prepare(registry)
+    return registry
 
 
 def _wake_all(dispatcher: Dispatcher, listener: Listener) -> Callable[[], None]:

@@ -14,7 +14,6 @@ from taskq.config import Settings
 from taskq.errors import StoreUnavailable
 from taskq.facts import Privacy
 from taskq.lease import Lease
-from taskq.mailstore import MailStore
 from taskq.store import Store
 from taskq.sweeper import PARTITION_IDS, PARTITIONS_AHEAD, Sweeper
 from taskq.task import Change, Status
@@ -44,8 +43,8 @@ async def lease(connection: Connection) -> Lease:
 
 
 @pytest.fixture
-def sweeper(store: Store, mails: MailStore, lease: Lease, settings: Settings, wakes: Wakes) -> Sweeper:
-    return Sweeper(store, mails, lease, settings, wake=wakes)
+def sweeper(store: Store, lease: Lease, settings: Settings, wakes: Wakes) -> Sweeper:
+    return Sweeper(store, lease, settings, wake=wakes)
 
 
 async def test_prune_does_what_else_is_to_be_pruned(store: Store, lease: Lease, settings: Settings, wakes: Wakes):

@@ -150,7 +150,7 @@ def test_budget_gives_back_what_a_failure_held():
 async def test_body_that_does_not_arrive_in_time_gives_its_room_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(body_module, "BODY_WAIT_S", 0.05)
     budget = Budget(1_000)
-    api = Api(Registry(), None, None, budget, wait_s_max=1)  # pyright: ignore[reportArgumentType] - never reached
+    api = Api(Registry(), None, None, budget, wait_s_max=1, admit=None)  # pyright: ignore[reportArgumentType] - never reached
     site = Site([api], lambda: (True, {}), body_bytes_max=1_000)
     host, port = (await site.serve("127.0.0.1", 0)).removeprefix("http://").split(":")
 

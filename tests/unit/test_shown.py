@@ -17,6 +17,7 @@ def a_task(status: Status, **fields: Any) -> Task:
     values: dict[str, Any] = {
         "id": 7, "kind": "email", "queue": "default", "attempt": 0, "max_attempts": 10, "created_at": BORN,
         "due_at": BORN, "started_at": None, "finished_at": None, "reason": None, "last_error": None,
+            "expires_at": None, "tags": None, "metadata": None, "group_id": None, "erased_at": None,
     }  # fmt: skip
     return Task(status=status, **values | fields)
 
