@@ -36,13 +36,13 @@ FILE_BYTES = 1_000_000
 COMPOSED_S = 0.3  # of each way, several times in turn, of which the fastest counts
 COMPOSED_TIMES = 3
 
-Worker = Callable[[str, int, Callable[[], bool]], Coroutine[Any, Any, None]]
+_Worker = Callable[[str, int, Callable[[], bool]], Coroutine[Any, Any, None]]
 """Sends to a host and a port for as long as it is told that a mail is left."""
 
 _SQL = sql.load("bench")
 
 
-def mail_payload() -> dict[str, Any]:
+def _mail_payload() -> dict[str, Any]:
     """Return what a mail of the bench is submitted as."""
     return {"to": RECIPIENT, "subject": SUBJECT, "body": TEXT + HTML}
 
@@ -50,7 +50,7 @@ def mail_payload() -> dict[str, Any]:
 async def drain_mails(url: str, mails: int, dsn: str) -> dict[str, float]:
     """Send waiting mails by the parts of the service, until storage shows all of them Ok."""
     session = bench_session(dsn)
-    await session.fetch(_SQL["fill_mails"], tasks=mails, payload=orjson.dumps(mail_payload()).decode())
+    await session.fetch(_SQL["fill_mails"], tasks=mails, payload=orjson.dumps(_mail_payload()).decode())
     await session.fetch(_SQL["analyze"])
     async with only_submitting(dsn, smtp_url=url, smtp_connections_max=CONNECTIONS, mail_from=SENDER) as parts:
         meter = Meter(session)
@@ -104,7 +104,7 @@ async def compose_mails() -> dict[str, float]:
     }
 
 
-async def _send(url: str, mails: int, work: Worker) -> dict[str, float]:
+async def _send(url: str, mails: int, work: _Worker) -> dict[str, float]:
     """Let workers send until `mails` are sent."""
     place, left = urlsplit(url), mails
 

@@ -12,6 +12,7 @@ from typing import cast
 __all__ = ["serve_sink"]
 
 BUFFER_BYTES_MAX = 2**22  # of one mail
+BYE = b"221 2.0.0 bye\r\n"
 HELLO = b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES\r\n"
 
 
@@ -77,7 +78,7 @@ class _Session(asyncio.Protocol):
                 self._in_data = True
                 return b"354 go\r\n"
             case b"QUIT":
-                return b"221 2.0.0 bye\r\n"
+                return BYE
             case _:
                 return b"250 2.1.0 Ok\r\n"
 
@@ -91,5 +92,5 @@ class _Session(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self._transport.write(answer)
-        if answer.startswith(b"221"):
+        if answer.endswith(BYE):
             self._transport.close()
