@@ -208,6 +208,9 @@ class Settings(BaseSettings):
     )
 
     # Mail: made from templates
+    templates_dir: Path | None = Field(
+        None, description="Folder of mail templates, welcome.subject.txt, welcome.txt and welcome.html. Unset: none."
+    )
 
     # Mail: the inbox
     inbox_mails_max: int = Field(10_000, ge=0, le=10_000_000, description="Captured mails kept in the inbox.")

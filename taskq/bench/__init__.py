@@ -10,5 +10,5 @@ or not all Ok, is no measurement: it fails.
        └─► figures: medians, ratios, targets, verdicts
 """
 
-GROUP_NAMES = ("http", "submit", "sql", "drain", "wake", "steady", "start", "million")
+GROUP_NAMES = ("http", "submit", "sql", "drain", "wake", "steady", "mail", "start", "million")
 """The groups of measures; here so that the command line need not load them to know their names."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from taskq.bench import floors, jobs, load, producer
+from taskq.bench import floors, jobs, load, mails, producer, sink
 from taskq.bench.usage import memory_peak_mib
 from taskq.config import Settings
 from taskq.service import Banner, run_service
@@ -75,10 +75,16 @@ async def _wake_there(dsn: str, pause_s: float) -> Result:
     return await jobs.wake_there(dsn, pause_s, until)
 
 
+async def _serve_sink(delay_s: float) -> Result:
+    """Take mails until SIGTERM."""
+    return await sink.serve_sink(delay_s, _until_told)
+
+
 JOBS: dict[str, Callable[..., Coroutine[Any, Any, Mapping[str, Any]]]] = {
     "serve_hello": _serve_hello,
     "serve_insert": _serve_insert,
     "serve": _serve,
+    "serve_sink": _serve_sink,
     "wake_there": _wake_there,
     "commit_alone": floors.commit_alone,
     "insert_grouped": floors.insert_grouped,
@@ -91,6 +97,10 @@ JOBS: dict[str, Callable[..., Coroutine[Any, Any, Mapping[str, Any]]]] = {
     "enqueue": producer.enqueue,
     "bulk": producer.bulk,
     "paced": producer.paced,
+    "send_each_alone": mails.send_each_alone,
+    "send_on_few": mails.send_on_few,
+    "drain_mails": mails.drain_mails,
+    "compose_mails": mails.compose_mails,
 }
 
 

@@ -20,7 +20,17 @@ from taskq.kinds.registry import Handler, Registry, make_kind
 from taskq.service import Parts, running_parts, spare_collector
 from taskq.task import NewTask, RetryPolicy
 
-__all__ = ["bench_session", "drain", "read", "steady", "submit", "wake_here", "wake_there"]
+__all__ = [
+    "bench_session",
+    "drain",
+    "only_submitting",
+    "read",
+    "steady",
+    "submit",
+    "until_finished",
+    "wake_here",
+    "wake_there",
+]
 
 SLOTS = 1_000
 CLAIM_BATCH = 500
@@ -37,6 +47,13 @@ _SQL = sql.load("bench")
 def bench_session(dsn: str) -> Session:
     """Make a connection for what the bench asks for itself."""
     return Session(dsn, name="taskq bench", timeout_s=STATEMENT_S)
+
+
+@asynccontextmanager
+async def only_submitting(dsn: str, **changes: Any) -> AsyncGenerator[Parts]:
+    """Run parts in which nothing runs until somebody starts the dispatcher; `changes` are settings."""
+    async with _parts(dsn, _nothing, role="api", **changes) as parts:
+        yield parts
 
 
 async def submit(dsn: str, callers: int, seconds: float) -> dict[str, float]:
@@ -78,7 +95,7 @@ async def drain(dsn: str, tasks: int, waiting: int) -> dict[str, float]:
         async with asyncio.timeout(LATE_S):
             await enough.wait()
             if waiting == tasks:
-                await _until_finished(session)
+                await until_finished(session)
         found = await meter.stop(tasks)
         found |= {"memory_mib": memory_peak_mib(), "memory_before_mib": memory_before}
         await parts.dispatcher.drain(LATE_S, asyncio.Event())
@@ -116,11 +133,11 @@ async def steady(dsn: str, callers: int, seconds: float, claimed: bool) -> dict[
     took: list[float] = []
     async with _apart(dsn, run) if claimed else _parts(dsn, run) as parts:
         await _call(callers, WARM_S, lambda: call(parts), [])
-        await _until_finished(session)
+        await until_finished(session)
         meter, warm = Meter(session), runs
         await meter.start()
         await _call(callers, seconds, lambda: call(parts), took)
-        await _until_finished(session)
+        await until_finished(session)
         found = await meter.stop(runs - warm)
     await session.close()
     return found | _latencies(took) | {"tasks": submitted, "runs": runs}
@@ -143,7 +160,7 @@ async def wake_here(dsn: str, tasks: int, pause_s: float) -> dict[str, float]:
             await parts.intake.submit(NewTask("noop", '{"n":1}'))
             async with asyncio.timeout(LATE_S):
                 await arrived.wait()
-        await _until_finished(session)
+        await until_finished(session)
     await session.close()
     return _latencies(took) | {"tasks": tasks}
 
@@ -217,7 +234,8 @@ async def _call(callers: int, seconds: float, call: Callable[[], Awaitable[Any]]
             group.create_task(one())
 
 
-async def _until_finished(session: Session) -> None:
+async def until_finished(session: Session) -> None:
+    """Wait until no task waits or runs."""
     async with asyncio.timeout(LATE_S):
         while (await session.fetch(_SQL["unfinished"]))[0][0]:  # noqa: ASYNC110 - another process brings it about
             await asyncio.sleep(POLL_S)

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from taskq.bench.figures import BenchFailed
 from taskq.bench.load import BODY_MAIL, BODY_NOOP
@@ -24,6 +25,7 @@ CALLERS = 64
 SQL_CONNECTIONS = 16
 SETTLED_S = 120.0  # for what is still to be worked off after a load
 POLL_S = 0.01
+FAR_S = 0.02  # until an answer of a relay far away
 STATS_S = 0.3  # until the server knows what ended connections did
 
 
@@ -40,10 +42,12 @@ class Scale:
     wakes: int
     pause_s: float
     million: int
+    mails: int
+    """Sent by taskq to a relay nearby; what is slower sends a share of it."""
 
 
-FULL = Scale(3.0, 0.5, 3.0, 8.0, bulk=50_000, drain=50_000, wakes=200, pause_s=0.02, million=1_000_000)
-QUICK = Scale(0.4, 0.1, 0.4, 0.5, bulk=2_000, drain=2_000, wakes=20, pause_s=0.01, million=20_000)
+FULL = Scale(3.0, 0.5, 3.0, 8.0, bulk=50_000, drain=50_000, wakes=200, pause_s=0.02, million=1_000_000, mails=20_000)
+QUICK = Scale(0.4, 0.1, 0.4, 0.5, bulk=2_000, drain=2_000, wakes=20, pause_s=0.01, million=20_000, mails=1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +285,25 @@ async def _all_ok(place: Place, found: Sample) -> None:
     _same("runs", found.get("runs", ok), stored)
 
 
+# -- sending mails
+
+
+async def _send(bench: Bench, *, job: str, delay_s: float = 0.0, share: float = 1.0) -> Sample:
+    """Send to a relay of our own, which must have taken every mail once."""
+    mails = int(bench.scale.mails * share)
+    async with bench.ground.place() as place, child("serve_sink", delay_s=delay_s) as relay:
+        taskq = {"dsn": place.dsn} if job == "drain_mails" else {}
+        found = await do(job, url=await relay.url(), mails=mails, **taskq)
+        _same("mails taken by the relay", (await relay.result())["mails"], mails)
+        if taskq:
+            await _all_ok(place, found)
+        return found
+
+
+async def _compose(_bench: Bench) -> Sample:
+    return await do("compose_mails")
+
+
 # -- living
 
 
@@ -347,6 +370,18 @@ GROUPS: dict[str, Group] = {
     "drain": Group("work off waiting tasks", (("", _drain),)),
     "wake": Group("from a submission to its handler", (("here", _wake_here), ("there", _wake_there))),
     "steady": Group("submit, run and settle at the same time", (("born", _steady_born), ("claimed", _steady_claimed))),
+    "mail": Group(
+        "send mails beside what most programs do",
+        (
+            ("alone", partial(_send, job="send_each_alone", share=0.1)),
+            ("few", partial(_send, job="send_on_few", share=0.1)),
+            ("taskq", partial(_send, job="drain_mails")),
+            ("far_alone", partial(_send, job="send_each_alone", delay_s=FAR_S, share=0.015)),
+            ("far_few", partial(_send, job="send_on_few", delay_s=FAR_S, share=0.03)),
+            ("far_taskq", partial(_send, job="drain_mails", delay_s=FAR_S, share=0.05)),
+            ("compose", _compose),
+        ),
+    ),
     "start": Group("start the service", (("", _start),)),
     "million": Group("claim, submit and read beside a million waiting tasks", (("", _million),)),
 }

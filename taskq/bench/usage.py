@@ -19,6 +19,7 @@ from taskq.database import Session
 __all__ = [
     "Meter",
     "busy_s",
+    "cpu_here_s",
     "cpu_model",
     "cpu_s",
     "family_cpu_s",
@@ -50,11 +51,11 @@ class Meter:
         """Begin the span."""
         self._postmaster = postmaster_of((await self._session.fetch(self._sql["backend"]))[0][0])
         log = int((await self._session.fetch(self._sql["log_position"]))[0][0])
-        self._before = (time.perf_counter(), _own_cpu_s(), server_cpu_s(self._postmaster), log)
+        self._before = (time.perf_counter(), cpu_here_s(), server_cpu_s(self._postmaster), log)
 
     async def stop(self, tasks: int) -> dict[str, float]:
         """End the span in which `tasks` were done; return its rate and what each cost."""
-        seconds, app_s, server_s = time.perf_counter(), _own_cpu_s(), server_cpu_s(self._postmaster)
+        seconds, app_s, server_s = time.perf_counter(), cpu_here_s(), server_cpu_s(self._postmaster)
         log = int((await self._session.fetch(self._sql["log_position"]))[0][0])
         began, app_before_s, server_before_s, log_before = self._before
         found = {
@@ -71,6 +72,12 @@ class Meter:
 def percentile(values: list[float], share: float) -> float:
     """Return the value below which `share` of the values lie; `values` must be sorted."""
     return values[min(len(values) - 1, int(len(values) * share))]
+
+
+def cpu_here_s() -> float:
+    """Return the processor seconds that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def memory_peak_mib() -> float:
@@ -137,12 +144,7 @@ def busy_s() -> float | None:
 def family_cpu_s() -> float:
     """Return the processor seconds of this process and of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return _own_cpu_s() + children.ru_utime + children.ru_stime
-
-
-def _own_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return cpu_here_s() + children.ru_utime + children.ru_stime
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -52,6 +52,11 @@ select count(*) from taskq.floor;
 insert into taskq.task (id, kind, payload)
 select nextval('taskq.task_id'), 'noop', jsonb_build_object('n', n) from generate_series(1, :tasks::bigint) as n;
 
+-- name: fill_mails
+-- Let :tasks mails wait, due now, without waking anyone.
+insert into taskq.task (id, kind, payload)
+select nextval('taskq.task_id'), 'email', :payload::jsonb from generate_series(1, :tasks::bigint);
+
 -- name: enqueue
 -- Submit one task as another application does.
 select taskq.enqueue('noop', :payload::jsonb);

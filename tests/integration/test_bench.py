@@ -1,7 +1,9 @@
 """`taskq bench`: a tiny round gives every figure, a wrong count none."""
 
+import asyncio
 import json
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 from taskq.bench import GROUP_NAMES
 from taskq.bench.figures import FIGURES, BenchFailed, Figure, judge
 from taskq.bench.rounds import GROUPS, _same
+from taskq.bench.sink import serve_sink
 from taskq.cli import cli
 
 
@@ -89,6 +92,23 @@ def test_a_count_passes_when_it_is_right():
 def test_every_figure_belongs_to_a_group():
     assert tuple(GROUPS) == GROUP_NAMES
     assert {figure.group for figure in FIGURES} == set(GROUPS)
+
+
+async def test_the_relay_of_the_bench_counts_each_mail_once_however_it_is_cut():
+    async def send(url: str) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        mail = b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nQUIT\r\n..\r\n.\r\n"
+        for cut in (1, 7, len(mail)):
+            for at in range(0, len(mail), cut):
+                writer.write(mail[at : at + cut])
+                await writer.drain()
+        writer.write(b"QUIT\r\n")
+        answers = await reader.read()
+        assert answers.count(b"queued as") == 3
+        assert answers.endswith(b"221 2.0.0 bye\r\n")
+        writer.close()
+
+    assert await serve_sink(0.0, send) == {"mails": 3, "connections": 1}
 
 
 def test_a_ratio_is_made_of_the_medians_of_quiet_rounds(monkeypatch: pytest.MonkeyPatch):
