@@ -27,6 +27,7 @@ from taskq.mail.relay import Relay
 from taskq.mail.routes import Routes, described, transport_from_url
 from taskq.mail.staging import Staging
 from taskq.mail.suppressing import Suppressing
+from taskq.mail.template import Templates
 from taskq.mailstore import MailStore
 from taskq.store import Store
 from taskq.suppression import Bounces, Suppressions
@@ -127,6 +128,7 @@ def _kind(settings: Settings, transport: Transport, relays: frozenset[str]) -> K
         recipients_max=settings.mail_recipients_max,
         max_attempts=settings.max_attempts,
         knows_relay=relays.__contains__,
+        templates=Templates(settings.templates_dir) if settings.templates_dir else None,
     )
     return make_kind(
         KIND,

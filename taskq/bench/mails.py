@@ -44,7 +44,7 @@ _SQL = sql.load("bench")
 
 def _mail_payload() -> dict[str, Any]:
     """Return what a mail of the bench is submitted as."""
-    return {"to": RECIPIENT, "subject": SUBJECT, "body": TEXT + HTML}
+    return {"to": RECIPIENT, "subject": SUBJECT, "body": TEXT, "html": HTML}
 
 
 async def drain_mails(url: str, mails: int, dsn: str) -> dict[str, float]:

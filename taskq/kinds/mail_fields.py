@@ -47,6 +47,7 @@ TAGS_MAX = 10
 TAG_CHARS_MAX = 64
 METADATA_OCTETS_MAX = 4_096
 RELAY_CHARS_MAX = 64
+TEMPLATE_CHARS_MAX = 129
 TTL_S_MAX = 366 * 86_400  # a mail that is still of use after a year may be sent whenever it can
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -139,11 +140,16 @@ def _check_headers(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+def _check_variables(variables: dict[str, Any]) -> dict[str, Any]:
     try:
-        check_depth(metadata)
+        check_depth(variables)
     except InvalidPayload as error:
         raise ValueError(str(error)) from None
+    return variables
+
+
+def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    _check_variables(metadata)
     octets = len(to_json(metadata))
     if octets > METADATA_OCTETS_MAX:
         raise ValueError(f"the object has {octets} octets as JSON: at most {METADATA_OCTETS_MAX} are kept, shorten it")
@@ -192,12 +198,28 @@ class EmailPayload(_Sender):
         _Recipients,
         Field(validation_alias=AliasChoices("to", "To"), description="Who it is for: one mailbox or a list of them."),
     ]
-    subject: Annotated[
-        str, Field(max_length=SUBJECT_CHARS_MAX, description="One line of text."), _accept(check_subject)
+    subject: NotRequired[
+        Annotated[str, Field(max_length=SUBJECT_CHARS_MAX, description="One line of text."), _accept(check_subject)]
     ]
     body: NotRequired[Annotated[_Text, _accept_text("body"), Field(description="Plain text.")]]
     text: NotRequired[Annotated[_Text, _accept_text("text"), Field(description="The same as body.")]]
     html: NotRequired[Annotated[_Text, _accept_text("html"), Field(description="The text as HTML.")]]
+    template: NotRequired[
+        Annotated[
+            str,
+            Field(max_length=TEMPLATE_CHARS_MAX, description="The template that writes subject, body and html."),
+        ]
+    ]
+    variables: NotRequired[
+        Annotated[
+            dict[str, Any],
+            AfterValidator(_check_variables),
+            Field(description="What the template is filled in with."),
+        ]
+    ]
+    text_from_html: NotRequired[
+        Annotated[bool, Field(description="Whether to write body from html where there is none.")]
+    ]
     cc: NotRequired[Annotated[_Mailboxes, Field(description="Who else it is shown to be for.")]]
     bcc: NotRequired[Annotated[_Mailboxes, Field(description="Who receives it without being shown.")]]
     reply_to: NotRequired[Annotated[_Mailboxes, Field(description="Who answers go to.")]]
@@ -258,18 +280,35 @@ class EmailPayload(_Sender):
 
 
 def _check_together(mail: EmailPayload) -> EmailPayload:
-    if len(mail) == 3 and "body" in mail:  # to and subject are always there
+    if len(mail) == 3 and "body" in mail and "subject" in mail:  # to is always there
         return mail
     if "text" in mail:
         if "body" in mail:
             _refuse("it is another name of body: send one of them", "text")
         mail["body"] = mail.pop("text")
-    if "body" not in mail and "html" not in mail:
-        _refuse("it is missing, and html is too: write at least one of them", "body")
-    _check_inline(mail.get("attachments", []), shown_by_html="html" in mail)
+    _check_texts(mail)
+    _check_inline(mail.get("attachments", []), shown_by_html="html" in mail or "template" in mail)
     _check_unsubscribe(mail)
     _check_use(mail)
     return mail
+
+
+def _check_texts(mail: EmailPayload) -> None:
+    if "template" in mail:
+        for name in ("subject", "body", "html"):
+            if name in mail:
+                _refuse("the template writes it: send one of them", name)
+        return
+    if "subject" not in mail:
+        error = InitErrorDetails(type="missing", loc=("subject",), input=None)
+        raise ValidationError.from_exception_data("mail", [error])
+    if "variables" in mail:
+        _refuse("a template is filled in with it, and there is none: name it in template", "variables")
+    if "html" not in mail:
+        if "body" not in mail:
+            _refuse("it is missing, and html is too: write at least one of them", "body")
+        if "text_from_html" in mail:
+            _refuse("there is no html to write it from: send html, or leave it out", "text_from_html")
 
 
 def _check_unsubscribe(mail: EmailPayload) -> None:

@@ -9,6 +9,9 @@ to and cc gets one mail whose header shows both.  Refusing it would lose a mail 
 
 A payload that asks nothing of the queue stays one plain row, the hot road.  Files leave the payload:
 they are kept once, named by what they hold, however many recipients need them.
+
+A template is filled in here, first of all: what is stored is the mail, so that later changes of the
+template don't change it, and that its caller hears what is wrong.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +24,8 @@ from taskq.errors import ConfigError, InvalidPayload, shown
 from taskq.kinds.mail_fields import EmailPayload, FilePayload
 from taskq.mail.address import Mailbox, parse_address, parse_mailbox
 from taskq.mail.compose import Attachment, Draft
+from taskq.mail.plain import text_from_html
+from taskq.mail.template import Templates
 from taskq.task import Blob, Bundle, NewTask
 
 __all__ = ["Mailing", "Senders", "draft_of", "recipient_of"]
@@ -31,6 +36,8 @@ STORED_OCTETS_MAX = 16 * 1024 * 1024  # of the payloads of one submission: each 
 
 _OF_QUEUE = frozenset({"bcc", "send_at", "expires_at", "ttl", "tags", "metadata", "priority", "sensitive"})
 """Fields that a submission turns into something else than a payload."""
+_OF_TEXTS = frozenset({"template", "variables", "text_from_html"})
+"""Fields that a submission turns into subject, body and html."""
 
 
 class Senders:
@@ -78,6 +85,7 @@ class Mailing:
         recipients_max: Recipients of one submission.
         max_attempts: Attempts of each task.
         knows_relay: Whether there is a relay of that name.
+        templates: What mails can be made from; None: nothing.
     """
 
     def __init__(
@@ -88,21 +96,24 @@ class Mailing:
         recipients_max: int,
         max_attempts: int,
         knows_relay: Callable[[str], bool],
+        templates: Templates | None = None,
     ) -> None:
         self._senders = senders
         self._bytes_max = bytes_max
         self._recipients_max = recipients_max
         self._max_attempts = max_attempts
         self._knows_relay = knows_relay
+        self._templates = templates
 
     def bundle(self, payload: EmailPayload) -> Bundle | None:
-        """Return what a checked payload becomes; None: one plain row.
+        """Return what a checked payload becomes; None: one plain row, which has its texts now.
 
         Raises:
             InvalidPayload: The settings don't allow it; names the field.
         """
         if len(payload) == 3 and "body" in payload and isinstance(payload["to"], str):
             return None
+        self._write_texts(payload)
         self._check(payload)
         recipients = _recipients(payload)
         if len(recipients) > self._recipients_max:
@@ -114,6 +125,28 @@ class Mailing:
         if len(recipients) == 1 and not payload.keys() & _OF_QUEUE and "attachments" not in payload:
             return None
         return self._bundle(payload, recipients)
+
+    def _write_texts(self, payload: EmailPayload) -> None:
+        """Put subject, body and html where a template or the HTML stands for them."""
+        if "template" in payload:
+            if self._templates is None:
+                raise InvalidPayload(
+                    "template: no templates are set up: set templates_dir to their folder, or send subject and body",
+                    field="template",
+                )
+            made = self._templates.render(payload.pop("template"), payload.pop("variables", {}))
+            payload["subject"] = made.subject
+            if made.text is not None:
+                payload["body"] = made.text
+            if made.html is not None:
+                payload["html"] = made.html
+            elif any("content_id" in file for file in payload.get("attachments", ())):
+                raise InvalidPayload(
+                    "attachments: the template has no html that could show them: remove the content ids, or add it",
+                    field="attachments",
+                )
+        if payload.pop("text_from_html", False) and "body" not in payload:
+            payload["body"] = text_from_html(payload.get("html", ""))
 
     def _check(self, payload: EmailPayload) -> None:
         if "recipient" in payload:
@@ -177,9 +210,9 @@ def recipient_of(payload: EmailPayload) -> str:
     """
     if "recipient" in payload:
         return payload["recipient"]
-    if len(payload) == 3 and isinstance(payload["to"], str):  # nearly every mail
+    if len(payload) == 3 and "body" in payload and isinstance(payload["to"], str):  # nearly every mail
         return str(parse_mailbox(payload["to"]).address)
-    if asked := payload.keys() & _OF_QUEUE:
+    if asked := payload.keys() & (_OF_QUEUE | _OF_TEXTS):
         raise InvalidPayload(
             f"{min(asked)} is taken from submissions over HTTP only: leave it out, see the arguments of enqueue"
         )
@@ -194,7 +227,12 @@ def recipient_of(payload: EmailPayload) -> str:
 def draft_of(payload: EmailPayload, sender: Mailbox, files: Iterable[Attachment], context: Context) -> Draft:
     """Return the mail that a stored payload says, which is the same for each of its recipients."""
     draft = Draft(
-        sender, _mailboxes(payload["to"]), payload["subject"], context.uid, context.created_at, payload.get("body")
+        sender,
+        _mailboxes(payload["to"]),
+        payload.get("subject", ""),
+        context.uid,
+        context.created_at,
+        payload.get("body"),
     )
     if len(payload) > 3 or draft.text is None:
         draft.html = payload.get("html")

@@ -18,9 +18,17 @@ def test_page_names_exactly_the_fields() -> None:
     assert sorted(PARTS) == sorted(SCHEMA["$defs"]["FilePayload"]["properties"])
 
 
+OTHERS = {  # what goes with an example, ... what goes without
+    "text": {"body": ...},
+    "template": {"subject": ..., "body": ...},
+    "variables": {"subject": ..., "body": ..., "template": "welcome"},
+    "text_from_html": {"body": ..., "html": "<p>Hello</p>"},
+}
+
+
 @pytest.mark.parametrize(("name", "example"), ROWS, ids=[name for name, _ in ROWS])
 def test_example_of_the_page_is_taken(name: str, example: str) -> None:
-    fields = ({"body": ...} if name == "text" else {}) | {name: json.loads(example)}
+    fields = OTHERS.get(name, {}) | {name: json.loads(example)}
 
     assert Mailer().kind.check(json.dumps(mail(**fields)).encode())
 
