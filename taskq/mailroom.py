@@ -37,7 +37,7 @@ __all__ = ["Mailroom", "where_mails_go"]
 
 DAY_S = 86_400.0
 KIND = "email"
-KEEPS = ("to", "recipient")  # of a payload when its content is erased
+KEEPS = ("to", "cc", "recipient")  # of a payload when its content is erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,10 @@ class Mailroom:
 
 def _guarded(sends: Transport, suppressions: Suppressions, settings: Settings, mailbox: Mailbox) -> Transport:
     """Put in front of what sends whatever keeps mails from being sent."""
-    lookup = suppressions.hint if isinstance(sends, Inbox) else suppressions.lookup  # nobody is hurt by the inbox
-    transport = Suppressing(sends, lookup, suppressions.learn)
+    if isinstance(sends, Inbox):  # nobody is hurt by it, and what it says of an address is play
+        transport = Suppressing(sends, suppressions.hint, None)
+    else:
+        transport = Suppressing(sends, suppressions.lookup, suppressions.learn)
     if settings.mail_only_to or settings.mail_redirect_to:
         return Staging(transport, Inbox(mailbox.capture), settings.mail_only_to, settings.mail_redirect_to)
     return transport

@@ -43,10 +43,10 @@ class Suppressing:
     Args:
         transport: Where other mails go.
         lookup: Asks the list.
-        learn: Adds to it.
+        learn: Adds to it; None: nothing is learned from what the other side says.
     """
 
-    def __init__(self, transport: Transport, lookup: Lookup, learn: Learn) -> None:
+    def __init__(self, transport: Transport, lookup: Lookup, learn: Learn | None) -> None:
         self._transport = transport
         self._lookup = lookup
         self._learn = learn
@@ -67,20 +67,20 @@ class Suppressing:
         try:
             return await self._transport.send(envelope, span)
         except Refused as refused:
-            if refused.phase == Phase.RCPT and never_again(refused.code, refused.enhanced):
-                await self._note(envelope, refused)
+            if self._learn and refused.phase == Phase.RCPT and never_again(refused.code, refused.enhanced):
+                await self._note(self._learn, envelope, refused)
             raise
 
     async def close(self) -> None:
         """Close the transport behind."""
         await self._transport.close()
 
-    async def _note(self, envelope: Envelope, refused: Refused) -> None:
+    async def _note(self, learn: Learn, envelope: Envelope, refused: Refused) -> None:
         """Put the recipient on the list; where that fails, the next mail to it is refused again, and tells us then."""
         reason = f"{refused.code} {refused.enhanced}".strip()
         facts = {"task_id": envelope.task_id, "to": mask_address(envelope.recipient), "reply": reason}
         try:
-            await self._learn(envelope.recipient, reason=reason, task_id=envelope.task_id)
+            await learn(envelope.recipient, reason=reason, task_id=envelope.task_id)
         except (StoreUnavailable, StoreRefused) as error:
             _log.warning("suppression_not_stored", extra=facts | {"error": str(error)})
         else:

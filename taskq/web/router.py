@@ -10,6 +10,7 @@ ours: logged with its traceback, answered with a 500 that gives nothing away.
 
 import logging
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -48,7 +49,7 @@ class Router:
         methods = self._routes.get(request.raw_path)  # as sent: the common addresses hold nothing to decode
         argument = ""
         if methods is None:
-            methods, argument = self._find(request.path)
+            methods, argument = self._find(request.rel_url.raw_path)
         if not methods:
             return problem(
                 404, "no_such_route", f"{request.path} is no address of taskq: see the README for the routes"
@@ -71,15 +72,19 @@ class Router:
             logger.exception("request failed", extra={"method": request.method, "path": request.path})
             return problem(500, "internal_error", "this is a defect of taskq; its log holds the details")
 
-    def _find(self, path: str) -> tuple[dict[str, Handler], str]:
-        """Return the methods of an address, none if there is no such, and what stands for `{id}` in it."""
-        if path in self._routes:
-            return self._routes[path], ""
-        place, _, last = path.rpartition("/")
-        if last and f"{place}/\0" in self._routes:
-            return self._routes[f"{place}/\0"], last
-        place, _, argument = place.rpartition("/")
-        return self._routes.get(f"{place}/\0/{last}", {}) if argument and last else {}, argument
+    def _find(self, raw_path: str) -> tuple[dict[str, Handler], str]:
+        """Return the methods of an address, none if there is no such, and what stands for `{id}` in it.
+
+        The parts are decoded one by one: what stands for `{id}` may hold a `/` of its own.
+        """
+        *before, holder, last = ["", *map(unquote, raw_path.split("/"))]
+        if (whole := "/".join([*before, holder, last])[1:]) in self._routes:
+            return self._routes[whole], ""
+        if last and (place := "/".join([*before, holder, "\0"])[1:]) in self._routes:
+            return self._routes[place], last
+        if last and holder and (place := "/".join([*before, "\0", last])[1:]) in self._routes:
+            return self._routes[place], holder
+        return {}, ""
 
     def _not_allowed(self, request: web.BaseRequest, methods: list[str]) -> web.Response:
         allowed = ", ".join(methods)

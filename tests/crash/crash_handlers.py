@@ -5,7 +5,6 @@ that the same checker counts their effects.
 """
 
 import asyncio
-import functools
 import hashlib
 import json
 import os
@@ -15,9 +14,6 @@ from dataclasses import dataclass
 from gate import pass_gate
 
 from taskq import Context, RetryPolicy, handler
-from taskq.kinds.email import Email, EmailPayload
-from taskq.mail.relay import Relay
-from taskq.mail.server import parse_server
 
 SOON = RetryPolicy(base_s=0.1, cap_s=0.5, floor_s=0.05)
 
@@ -62,16 +58,3 @@ async def note(payload: Errand, context: Context) -> None:
 async def fail(payload: Errand) -> None:
     """Fail with a text that PostgreSQL can't store."""
     raise ValueError(f"{payload.to}\0\ud800")
-
-
-@handler("crash.sealed", policy=SOON, ack_each=True)
-async def send_once(payload: Errand, context: Context) -> None:
-    """Send a mail that may get lost, but must not arrive twice."""
-    await context.seal()
-    mail = EmailPayload(to=payload.to, subject="Once", body=f"For {payload.to}, and never again.\n")
-    await _sender()(mail, context)
-
-
-@functools.cache
-def _sender() -> Email:
-    return Email(Relay(parse_server(os.environ["CRASH_RELAY"])), "taskq@example.org")

@@ -10,14 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from campaign import SCALE, SHORT_LIVES, Campaign, every, rounds
+from campaign import SCALE, SHORT_LIVES, Campaign, every, mail, rounds
 from points import CALLS, Tracer, why_impossible
 from processes import pass_time, wait_until
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(240 * SCALE)]
 
 SEALED = "sealed"
-BUSY = {"handlers": "crash_handlers", "smtp_connections_max": 20}
+BUSY = {"smtp_connections_max": 20}
 QUIET = {"poll_s": 60, "sweep_s": 300, "beat_s": 60, "lease_s": 600, "probe_s": 300}
 POINTS_MAX = 80  # of one system call: a sealed mail opens its own connection to the relay
 
@@ -31,7 +31,7 @@ def _figures(capsys: pytest.CaptureFixture[str]):
 
 
 def once(to: str) -> dict[str, object]:
-    return {"kind": "crash.sealed", "payload": {"to": to}}
+    return mail(to) | {"on_ambiguous": "fail"}
 
 
 def test_sealed_mail_never_arrives_twice_however_often_its_process_is_killed() -> None:
