@@ -34,7 +34,7 @@ __all__ = ["NAME", "MadeTooMuch", "Sandbox", "TemplateFault"]
 
 TEMPLATE_BYTES_MAX = 262_144  # of one file
 COMPILED_MAX = 256  # files kept compiled; the least used go first
-RENDER_CPU_S_MAX = 0.1  # of one text: hundreds of times what one takes
+RENDER_CPU_S_MAX = 0.2  # of one text: a thousand times what most take
 MADE_CHARS_MAX = 4_000_000  # of all texts made on the way to one
 WIDTH_MAX = 99  # that a format may pad to
 INTEGER_BITS_MAX = 256
