@@ -111,7 +111,7 @@ class Control:
         return rows[0][0]
 
     async def retry(self, task_id: int) -> bool:
-        """Make a task pending and due; False when it is in progress, Ok or not there."""
+        """Make a task pending and due; False when it is in progress, Ok, erased or not there."""
         rows = await self._ask("retry", id=task_id)
         if rows:
             self._wake()

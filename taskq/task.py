@@ -265,6 +265,9 @@ def of_sealed(outcome: Outcome) -> Outcome:
         case Released():
             error = "the process stopped after the content may have left: it is not run again"
             return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
+        case Cancelled():
+            error = "it was called off after the content may have left"
+            return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
         case Failed(error, _, reason) if reason == OUTCOME_UNKNOWN:
             return Failed(error, retryable=False, reason=OUTCOME_UNKNOWN)
         case _:

@@ -29,7 +29,7 @@ select s.task_id, taskq.cancel(s.task_id) as status
 
 -- name: retry
 -- Make a task that failed or was cancelled pending again, with one attempt more if it has none left; one that
--- waits for its time is due now.  No row: it is in progress, ended Ok, or is not there.
+-- waits for its time is due now.  No row: it is in progress, ended Ok, its content was erased, or it is not there.
 update taskq.task t
    set status       = 0,
        due_at       = now(),
@@ -37,7 +37,7 @@ update taskq.task t
        reason       = null,
        crashes      = 0,
        max_attempts = greatest(t.max_attempts, t.attempt + 1)
- where t.id = :id and t.status in (0, 3, 4)
+ where t.id = :id and t.status in (0, 3, 4) and t.erased_at is null
 returning t.id;
 
 -- name: ended

@@ -97,6 +97,8 @@ class TaskPages:
             label = await self._group_label(task_id)
             if again:
                 return json_answer({"id": task_id, "status": label})
+        elif task.erased_at is not None:
+            return problem(409, "erased", f"the content of task {task_id} was erased: submit it again")
         else:
             label = task.status.label
         detail = f"task {task_id} is {label}: only what failed, was cancelled or waits can be run again"

@@ -148,6 +148,18 @@ def test_task_is_not_run_again_while_it_runs_nor_after_it_ended_ok(service: Prog
     assert "in-progress" in during.json["detail"]
 
 
+def test_task_whose_content_was_erased_is_not_run_again(service: Program, module_database: str):
+    task_id = service.submit(do="fail")
+    becomes(service, task_id, "failed")
+    with psycopg.connect(module_database, autocommit=True) as connection:
+        connection.execute("update taskq.task set erased_at = now() where id = %s", (task_id,))
+
+    answer = service.call("POST", f"/task/{task_id}/retry")
+
+    assert (answer.status, answer.json["code"]) == (409, "erased")
+    assert shown(service, task_id)["status"] == "failed"
+
+
 # -- wait
 
 

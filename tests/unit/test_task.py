@@ -14,6 +14,7 @@ from taskq.task import (
     DELAY_S_MAX,
     ERROR_CHARS_MAX,
     Blob,
+    Cancelled,
     Change,
     Done,
     Expired,
@@ -227,6 +228,7 @@ UNKNOWN = Failed("?", retryable=False, reason="outcome_unknown")
         (Failed("450 later", retry_after_s=5), Failed("450 later", retry_after_s=5)),
         (Failed("550 no", retryable=False), Failed("550 no", retryable=False)),
         (Snoozed("down", 5), Snoozed("down", 5)),
+        (Cancelled(), Failed("it was called off after the content may have left", False, "outcome_unknown")),
         (Failed("?", reason="outcome_unknown", retry_after_s=300), UNKNOWN),
     ],
 )
