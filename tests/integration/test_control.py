@@ -85,8 +85,9 @@ async def test_notification_without_a_wish_ends_nothing(settings: Settings, conn
         await eventually(becomes(connection, task_id, Status.OK))
 
 
-async def test_run_past_its_point_of_no_return_ends_by_itself(
-    settings: Settings, connection: Connection, eventually: Any
+@pytest.mark.parametrize(("fails", "status"), [(False, Status.OK), (True, Status.CANCELLED)])
+async def test_run_past_its_point_of_no_return_ends_by_itself_and_is_not_repeated(
+    settings: Settings, connection: Connection, eventually: Any, *, fails: bool, status: Status
 ):
     inside, go_on = asyncio.Event(), asyncio.Event()
 
@@ -94,6 +95,8 @@ async def test_run_past_its_point_of_no_return_ends_by_itself(
         with context.uninterruptible():
             inside.set()
             await go_on.wait()
+        if fails:
+            raise TaskError("not yet")
 
     async with running(settings, kind("work", work)) as parts:
         task_id = await parts.intake.submit(new())
@@ -102,28 +105,7 @@ async def test_run_past_its_point_of_no_return_ends_by_itself(
         await eventually(says(lambda: any(each.called_off for each in parts.dispatcher._running.values())))
         go_on.set()
 
-        await eventually(becomes(connection, task_id, Status.OK))
-
-
-async def test_run_that_would_be_retried_is_not_after_a_wish(
-    settings: Settings, connection: Connection, eventually: Any
-):
-    inside, go_on = asyncio.Event(), asyncio.Event()
-
-    async def work(_payload: dict[str, Any], context: Context) -> None:
-        with context.uninterruptible():
-            inside.set()
-            await go_on.wait()
-        raise TaskError("not yet")
-
-    async with running(settings, kind("work", work)) as parts:
-        task_id = await parts.intake.submit(new())
-        await inside.wait()
-        await parts.control.cancel(task_id)
-        await eventually(says(lambda: any(each.called_off for each in parts.dispatcher._running.values())))
-        go_on.set()
-
-        await eventually(becomes(connection, task_id, Status.CANCELLED))
+        await eventually(becomes(connection, task_id, status))
 
 
 async def test_task_rescued_from_a_dead_process_is_not_run_after_a_wish(
