@@ -103,6 +103,12 @@ class Settings(BaseSettings):
         description="Seconds a submission waits for its commit; then it is answered with 503, and may be stored.",
     )
 
+    notify_enqueue: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="on takes submissions by NOTIFY taskq_enqueue from everybody who may connect to the database; "
+        "auto: only with the embedded one.",
+    )
+
     # Waiting for a task to end
     wait_s_max: float = Field(60.0, ge=1, le=600, description="Seconds that a caller may wait for a task to end.")
     waiters_max: int = Field(

@@ -13,12 +13,13 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from taskq import sql
+from taskq.dispatcher import Dispatcher
 from taskq.errors import StoreRefused, StoreUnavailable, TooManyWaiters
-from taskq.lease import Lease
+from taskq.listener import Listener
 from taskq.store import Store
 from taskq.task import Status, Task
 
@@ -77,29 +78,19 @@ class Waiters:
 class Control:
     """Cancels, repeats and waits on behalf of callers; tells the dispatcher which of its runs to end."""
 
-    def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        waiters: Waiters,
-        *,
-        cancel: Callable[[int, int], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def __init__(self, store: Store, waiters: Waiters, dispatcher: Dispatcher, listener: Listener) -> None:
         """Prepare; `run` starts it.
 
         Args:
             store: Whose connections are used.
-            lease: Our own.
             waiters: Those who wait for the end of a task.
-            cancel: Ends the run of that id and number, if this process runs it.
-            wake: Tells the dispatchers, here and elsewhere, that a task is due.
+            dispatcher: Ends runs, and looks for what is due.
+            listener: Tells the other instances that something is due.
         """
         self._store = store
-        self._lease = lease
         self._waiters = waiters
-        self._cancel_run = cancel
-        self._wake = wake
+        self._dispatcher = dispatcher
+        self._listener = listener
         self._sql = sql.load("control")
         self._wished = asyncio.Event()
 
@@ -114,7 +105,8 @@ class Control:
         """Make a task pending and due; False when it is in progress, Ok, erased or not there."""
         rows = await self._ask("retry", id=task_id)
         if rows:
-            self._wake()
+            self._dispatcher.wake.now()
+            self._listener.notify_others()
         return bool(rows)
 
     async def follow(self, task_id: int, wait_s: float) -> Task | None:
@@ -154,8 +146,8 @@ class Control:
                     await self._wished.wait()
             self._wished.clear()
             try:
-                for task_id, run in await self._ask("wished", owner=self._lease.id):
-                    self._cancel_run(task_id, run)
+                for task_id, run in await self._ask("wished", owner=self._listener.lease.id):
+                    self._dispatcher.cancel(task_id, run)
                 self._waiters.ended(row[0] for row in await self._ask("fulfil"))
             except (StoreUnavailable, StoreRefused) as error:
                 logger.warning(

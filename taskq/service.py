@@ -27,6 +27,7 @@ from taskq.config import Settings, redact_url
 from taskq.control import Control, Waiters
 from taskq.dispatcher import Dispatcher
 from taskq.errors import ConfigError, StoreUnavailable
+from taskq.ingest import Ingest
 from taskq.intake import Intake
 from taskq.kinds.registry import Registry
 from taskq.listener import Listener
@@ -82,6 +83,7 @@ class Parts:
     intake: Intake
     sweeper: Sweeper
     control: Control
+    ingest: Ingest | None
     group: asyncio.TaskGroup
 
 
@@ -195,18 +197,13 @@ async def running_parts(
         worker = Worker(registry, server.installation, sealer.seal, store.bundles.blob)
         waiters = Waiters(size_max=settings.waiters_max)
         dispatcher = Dispatcher(store, worker, listener.lease, settings, signals=listener, ended=waiters.ended)
-        control = Control(
-            store, listener.lease, waiters, cancel=dispatcher.cancel, wake=_wake_all(dispatcher, listener)
-        )
+        control = Control(store, waiters, dispatcher, listener)
         births = dispatcher if settings.role == "all" else None
         intake = Intake(store, listener.lease, settings, births=births, notify_others=listener.notify_others)
+        ingest = _ingest(settings, direct_dsn, store, registry, intake, mailroom)
+        prunes = [*mailroom.prunes, *([ingest.prune] if ingest else [])]
         sweeper = Sweeper(
-            store,
-            listener.lease,
-            settings,
-            wake=dispatcher.wake.now,
-            privacy=registry.private,
-            prune_more=mailroom.prunes,
+            store, listener.lease, settings, wake=dispatcher.wake.now, privacy=registry.private, prune_more=prunes
         )
         if settings.role != "api":
             listener.subscribe(wake=dispatcher.wake.notified, lost=dispatcher.lost)
@@ -224,10 +221,14 @@ async def running_parts(
                     ("sweeper", sweeper.run()),
                     ("control", control.run()),
                     *mailroom.running(),
+                    *([("ingest", ingest.run())] if ingest else []),
                     *([("dispatcher", dispatcher.run())] if settings.role != "api" else []),
                 )
             ]
-            yield Parts(store, mailroom, registry, listener, dispatcher, intake, sweeper, control, group), server
+            yield (
+                Parts(store, mailroom, registry, listener, dispatcher, intake, sweeper, control, ingest, group),
+                server,
+            )
             for task in reversed(running):
                 task.cancel()
         await mailroom.close()
@@ -243,12 +244,14 @@ def _registry(settings: Settings, mailroom: Mailroom, prepare: Callable[[Registr
     return registry
 
 
-def _wake_all(dispatcher: Dispatcher, listener: Listener) -> Callable[[], None]:
-    def wake() -> None:
-        dispatcher.wake.now()
-        listener.notify_others()
-
-    return wake
+def _ingest(
+    settings: Settings, dsn: str, store: Store, registry: Registry, intake: Intake, mailroom: Mailroom
+) -> Ingest | None:
+    """Make what hears notified submissions, where it is wanted: of itself with a database that is ours alone."""
+    wanted = settings.notify_enqueue == "on" or (settings.notify_enqueue == "auto" and settings.database_url is None)
+    if not wanted or settings.role == "worker":
+        return None
+    return Ingest(dsn, store, registry, intake, settings, admit=mailroom.admit)
 
 
 async def _ask(store: Store) -> Server:
@@ -290,9 +293,16 @@ def _health(parts: Parts, described: str) -> tuple[bool, dict[str, object]]:
         "database": described if holds else "unavailable",
         "listener": "up" if parts.listener.listening else "down",
         "running": parts.dispatcher.running,
+        **_ingested(parts.ingest),
         "outcomes_unknown": parts.dispatcher.unknown + parts.sweeper.unknown,
         "pid": os.getpid(),
     }
+
+
+def _ingested(ingest: Ingest | None) -> dict[str, object]:
+    if ingest is None:
+        return {}
+    return {"notified": {"taken": ingest.taken, "rejected": ingest.rejected, "dropped": ingest.dropped}}
 
 
 def spare_collector() -> None:

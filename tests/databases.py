@@ -24,6 +24,7 @@ TABLES = (
     "cancel_request",
     "suppression",
     "bounce",
+    "reject",
 )
 SHAPE = """
 select (select array_agg(relname::text order by oid) from pg_class where relnamespace <> 'pg_toast'::regnamespace),

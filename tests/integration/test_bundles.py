@@ -54,7 +54,7 @@ async def finish(connection: Connection, *ids: int, at: datetime = OLD) -> None:
 
 
 async def prune(store: Store) -> int:
-    return (await store.prune_tasks(after=0, retention_s=86_400.0, batch=1_000))[1]
+    return (await store.prune_tasks(after=0, retention_s=86_400.0, privacy={}, batch=1_000))[1]
 
 
 async def groups(connection: Connection) -> int:
@@ -282,9 +282,9 @@ async def test_group_goes_with_its_last_task_when_a_round_ends_inside_it(store: 
     [stored] = await keep(store, several())
     await finish(connection, *stored.ids)
 
-    last, gone = await store.prune_tasks(after=0, retention_s=86_400.0, batch=2)
+    last, gone = await store.prune_tasks(after=0, retention_s=86_400.0, privacy={}, batch=2)
     shown = await store.bundles.group(stored.group_id or 0)
-    assert await store.prune_tasks(after=last or 0, retention_s=86_400.0, batch=2) == (stored.ids[2], 1)
+    assert await store.prune_tasks(after=last or 0, retention_s=86_400.0, privacy={}, batch=2) == (stored.ids[2], 1)
 
     assert gone == 2
     assert shown is not None

@@ -233,11 +233,13 @@ async def test_mails_that_cannot_be_stored_are_told_to_their_caller(store: Count
 async def test_capture_of_one_instance_wakes_who_waits_on_another(settings: Settings, eventually: Callable[..., Any]):
     async with running(settings) as one, running(settings) as other, asyncio.TaskGroup() as group:
         await eventually(says(lambda: one.listener.peers == other.listener.peers == 1))
-        waiting = group.create_task(one.mailbox.wait(Wanted(recipient="ada@x.test"), after=0, timeout_s=HANG_S))
-        await eventually(says(lambda: one.mailbox.waiting == 1))
+        waiting = group.create_task(
+            one.mailroom.mailbox.wait(Wanted(recipient="ada@x.test"), after=0, timeout_s=HANG_S)
+        )
+        await eventually(says(lambda: one.mailroom.mailbox.waiting == 1))
         began = asyncio.get_running_loop().time()
 
-        await other.mailbox.capture(mail())
+        await other.mailroom.mailbox.capture(mail())
 
         assert (await waiting) is not None
         assert asyncio.get_running_loop().time() - began < HANG_S / 2

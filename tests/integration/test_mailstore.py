@@ -128,10 +128,22 @@ async def test_mails_can_be_forgotten_one_by_one_and_all_at_once(mails: MailStor
     assert (await mails.clear(), await mails.clear()) == (3, 0)
 
 
+async def test_prune_keeps_no_mail_longer_than_its_days(mails: MailStore, connection: Connection):
+    await mails.capture([mail(n) for n in range(3)])
+    await connection.execute("update taskq.inbox set captured_at = now() - interval '8 days' where task_id = 1")
+
+    await mails.prune(keep=100, content_days=7)
+
+    assert [tuple(each) for each in await connection.fetch("select task_id from taskq.inbox order by 1")] == [
+        (0,),
+        (2,),
+    ]
+
+
 async def test_prune_keeps_the_newest(mails: MailStore):
     await mails.capture([mail(n) for n in range(5)])
 
-    await mails.prune(keep=2)
+    await mails.prune(keep=2, content_days=7)
 
     assert await tasks_found(mails) == [4, 3]
 

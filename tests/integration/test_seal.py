@@ -115,7 +115,7 @@ async def test_run_that_can_not_be_sealed_has_no_effect(
         await entered.wait()
         await connection.execute("update taskq.task set run = run + 1 where id = $1", task_id)
         go_on.set()
-        await eventually(says(lambda: parts.dispatcher.stale == 1))
+        await eventually(says(lambda: parts.dispatcher.settler.stale == 1))
 
     assert effects == []
 

@@ -29,6 +29,7 @@ CALLERS = {
     "bundle": "bundles",
     "control": "control",
     "inbox": "mailstore",
+    "ingest": "ingest",
     "lease": "listener",
     "listing": "listing",
     "suppression": "suppression",
@@ -79,7 +80,7 @@ HOT: dict[str, dict[str, str]] = {
     "owned": {"owner": "1"},
     "claim_suspect": {"owner": "1"},
     "expire": {"own": "1", "batch": "1000"},
-    "prune_tasks": {"after": "0", "retention_s": "3600", "batch": "5000"},
+    "prune_tasks": {"after": "0", "retention_s": "3600", "privacy": "'{}'", "batch": "5000"},
     "group": {"id": "5"},
     "blob": {"digest": "'a'"},
 }

@@ -549,15 +549,6 @@ async def test_prune_counts_forgets_old_counters(store: Store, connection: Conne
     assert await connection.fetchval("select sum(n) from taskq.minute_count") == 6
 
 
-async def test_prune_rest_keeps_no_mail_longer_than_its_days(store: Store, connection: Connection):
-    await store.capture([(n, "a@b", "c@d", b"x") for n in range(3)])
-    await connection.execute("update taskq.inbox set captured_at = now() - interval '8 days' where task_id = 1")
-
-    await store.prune_rest(retention_s=86_400, inbox_mails_max=100, content_days=7)
-
-    assert [mail[1] for mail in await store.inbox(before=10**6, limit=10)] == [2, 0]
-
-
 async def test_prune_attempts_forgets_a_span_of_ids(store: Store, connection: Connection):
     for task_id in (9, 10, 19, 20):
         await connection.execute("insert into taskq.attempt values ($1, 1, 1, 1, now(), now(), 'retry', 'x')", task_id)
