@@ -113,6 +113,25 @@ def test_mail_put_off_is_tried_again_until_it_is_taken(service: Program, postfix
     assert b"To: later@ok.test" in mailbox(place, 1)[0]
 
 
+def test_each_of_three_recipients_has_a_status_of_its_own(service: Program, postfix: Postfix, place: Path) -> None:
+    mail = {"to": ["box@ok.test", "later@ok.test", "gone@ok.test"], "subject": "Three", "body": "text", "priority": -1}
+
+    made = service.call("POST", "/task/", json.dumps(mail).encode()).json
+
+    taken, later, gone = (each["id"] for each in made["recipients"])
+    reaches(service, taken, status="Ok")
+    reaches(service, gone, status="failed", reason="permanent", attempt=1)
+    reaches(service, later, **WAITING_FOR_A_RETRY)
+    reaches(service, made["id"], status="pending")
+    postfix.stop()
+    (place / "recipients").write_text("")
+    postfix.start()
+    reaches(service, made["id"], status="failed")
+    counts = service.call("GET", f"/task/{made['id']}").json["counts"]
+    assert counts == {"pending": 0, "in-progress": 0, "Ok": 2, "failed": 1, "cancelled": 0}
+    assert all(b"To: box@ok.test, later@ok.test, gone@ok.test" in each for each in mailbox(place, 2))
+
+
 def test_mail_refused_fails_at_once_with_the_words_of_the_server_and_no_address(service: Program) -> None:
     task_id = submit(service, "gone@ok.test")
 
