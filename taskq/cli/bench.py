@@ -42,7 +42,7 @@ def bench(
     """Measure taskq on this machine, beside what nothing can beat.
 
     It makes databases of its own and removes them; the tasks of a queue are never touched.  A whole
-    run takes about eight minutes and should have the machine to itself.
+    run takes about twelve minutes and should have the machine to itself.
     """
     from taskq.bench.figures import BenchFailed  # noqa: PLC0415 - what only the bench needs would slow every start
     from taskq.bench.report import measure  # noqa: PLC0415
