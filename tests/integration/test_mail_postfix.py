@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
+from clusters import open_folder
 from postfix import Postfix, running_postfix
 
 from taskq.context import Context
@@ -23,8 +24,8 @@ SENDER = "taskq@ok.test"
 
 
 @pytest.fixture(scope="module")
-def postfix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postfix]:
-    with running_postfix(tmp_path_factory.mktemp("postfix")) as server:
+def postfix() -> Iterator[Postfix]:
+    with open_folder() as folder, running_postfix(folder) as server:  # others' runs close pytest's own folder
         yield server
 
 
