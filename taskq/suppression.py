@@ -123,7 +123,9 @@ class Suppressions:
     async def hint(self, address: str) -> str | None:
         """Say the same, without a query for whom the copy lets through."""
         copy = self._copy
-        return None if copy is not None and address_hash(address) not in copy else await self.lookup(address)
+        if copy is not None and (not copy or address_hash(address) not in copy):
+            return None
+        return await self.lookup(address)
 
     async def learn(self, address: str, *, reason: str, task_id: int, source: Source = "bounce") -> bool:
         """Put an address on the list because of a task's mail, for a while; return whether it is on it now."""

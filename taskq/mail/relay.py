@@ -17,6 +17,7 @@ import socket
 import ssl
 
 from taskq.errors import ConfigError, Snooze
+from taskq.facts import mask_addresses
 from taskq.mail.address import mask_address
 from taskq.mail.attempt import attempt, remote_id_of
 from taskq.mail.breaker import Breaker, Ticket
@@ -180,10 +181,11 @@ class Relay:
             return
         self._told = cause
         fields = {"relay": str(self._server), "phase": failure.phase, "code": failure.code, "pause_s": pause_s}
+        said = mask_addresses(str(failure))  # a server may quote who the mail was for
         if failure.verdict.ruling is Ruling.CONFIG:
-            _log.error("relay_needs_attention: %s; correct TASKQ_SMTP_URL or the relay", failure, extra=fields)
+            _log.error("relay_needs_attention: %s; correct TASKQ_SMTP_URL or the relay", said, extra=fields)
         else:
-            _log.warning("relay_unavailable: %s", failure, extra=fields)
+            _log.warning("relay_unavailable: %s", said, extra=fields)
 
     def _note_success(self, ticket: Ticket) -> None:
         if self._breaker.succeed(ticket):
