@@ -64,6 +64,7 @@ async def test_task_waits_when_no_slot_is_free(settings: Settings, connection: C
     async with running(settings, kind("work", work), concurrency=2) as parts:
         ids = [await parts.intake.submit(new()) for _ in range(5)]
         await eventually(all_are(connection, {0: 3, 1: 2}))
+        await eventually(says(lambda: work.running == 2))
 
         work.go_on.set()
         await eventually(all_are(connection, {2: 5}))

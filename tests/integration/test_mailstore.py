@@ -62,7 +62,7 @@ async def test_search_goes_from_the_newest_page_by_page(mails: MailStore):
         ({"sender": "Shop@x.test"}, [3]),
         ({"subject": "ORDER"}, [3, 1]),
         ({"subject": "%"}, [4]),
-        ({"subject": "ÜB"}, [4]),
+        ({"subject": "üBER"}, [4]),  # beyond ASCII, case is what the locale of the database says
         ({"task_id": 2}, [2]),
         ({"recipient": "ada@x.test", "subject": "order"}, [1]),
         ({"recipient": "ada@x.test", "task_id": 3}, []),
