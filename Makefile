@@ -14,7 +14,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 # What `make test` runs after `make check`, the longest first.
 GROUPS := integration crash oldest shown quick
-TWO_AT_A_TIME := $(if $(filter output-sync,$(.FEATURES)),--jobs=2 --output-sync=target)
+AT_A_TIME ?= 2
+SEVERAL := $(if $(filter output-sync,$(.FEATURES)),--jobs=$(AT_A_TIME) --output-sync=target)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check unit $(GROUPS) $(GROUPS:%=group-%) bench fuzz docs build clean
@@ -29,7 +30,7 @@ test: $(VENV)/.dev ## every check and test, on every PostgreSQL at hand, with th
 	@rm -rf .coverage .coverage.* .logs
 	@$(MAKE) --no-print-directory check
 	@$(SAY) "$(GROUPS): each is shown as it ends"
-	@mkdir -p .logs && $(MAKE) --no-print-directory $(TWO_AT_A_TIME) $(GROUPS:%=group-%) || { cat .logs/*.failed; exit 2; }
+	@mkdir -p .logs && $(MAKE) --no-print-directory $(SEVERAL) $(GROUPS:%=group-%) || { cat .logs/*.failed; exit 2; }
 	@$(SAY) "coverage"
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 

@@ -128,9 +128,9 @@ class Ingest:
         async with asyncio.TaskGroup() as group:
             taking = [group.create_task(self._take_one(text)) for text in texts]
         refused = [(text, error) for text, one in zip(texts, taking, strict=True) if (error := one.result())]
-        self.taken += len(texts) - len(refused)
         if refused:
             await self._keep(refused)
+        self.taken += len(texts) - len(refused)
         return [None] * len(texts)
 
     async def _take_one(self, text: str) -> str | None:
@@ -153,7 +153,6 @@ class Ingest:
                 return None
 
     async def _keep(self, refused: list[tuple[str, str]]) -> None:
-        self.rejected += len(refused)
         logger.warning("refused notified submissions", extra={"count": len(refused), "first": refused[0][1][:200]})
         payloads, errors = zip(*refused, strict=True)
         try:
@@ -161,3 +160,4 @@ class Ingest:
                 await session.fetch(self._sql["reject"], payloads=payloads, errors=errors)
         except (StoreUnavailable, StoreRefused) as error:
             logger.warning("refused submissions could not be kept", extra={"error": str(error)})
+        self.rejected += len(refused)

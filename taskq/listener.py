@@ -222,6 +222,7 @@ class Listener:
             url=self.url,
         )
         self.lease.renewed(rows[0][0], asked_at)
+        self.peers = rows[0][1]
         await self._bury_neighbours()
 
     async def _bury_neighbours(self) -> int:

@@ -1,10 +1,10 @@
 -- The lease of an instance: one row, beaten every few seconds from the control thread.
 
 -- name: register
--- Begin a lease; its id owns the runs of this instance until it ends.
+-- Begin a lease, whose id owns the runs of this instance until it ends; count the others.
 insert into taskq.lease (instance, host, namespace, pid, pid_start, url)
 values (:instance, :host, :namespace, :pid, :pid_start, :url)
-returning id;
+returning id, (select count(*) from taskq.lease) as peers;
 
 -- name: beat
 -- Say that the holder of :lease lives, and where it serves; count the others.  No row: the lease was

@@ -559,3 +559,14 @@ async def test_listener_says_so_when_its_lease_can_not_be_ended(
     await server.close()
 
     assert "the lease could not be ended; it will run out" in caplog.text
+
+
+async def test_instance_that_joins_knows_the_others_at_once(database: str, settings: Settings, eventually):
+    """What it has to tell them can't wait for its first beat."""
+    async with (
+        listening(database, settings, beat_s=60, lease_s=600) as (_, _),
+        listening(database, settings, beat_s=60, lease_s=600) as (joined, heard),
+    ):
+        await eventually(says(lambda: heard.wakes))
+
+        assert joined.peers == 1
