@@ -74,7 +74,7 @@ bench: $(VENV)/.run ## measure this machine; ARGS=... for one benchmark
 fuzz: $(VENV)/.dev ## let coverage choose what the mail modules' properties are tried with, FUZZ_S=60 seconds each
 	@$(BIN)/pip install --quiet --editable '.[dev,fuzz]'
 	@failed=; for name in address mailbox headers compose; do \
-	   $(SAY) "$$name" && $(BIN)/python tests/fuzz/fuzz_mail.py $$name -verbosity=0 -max_total_time=$(FUZZ_S) || failed="$$failed $$name"; \
+	   $(SAY) "$$name" && PYTHONPATH=tests $(BIN)/python tests/fuzz/fuzz_mail.py $$name -verbosity=0 -max_total_time=$(FUZZ_S) || failed="$$failed $$name"; \
 	 done; [ -z "$$failed" ] || { echo "broken:$$failed"; exit 1; }
 
 docs: $(VENV)/.run ## write docs/settings.md anew from the settings

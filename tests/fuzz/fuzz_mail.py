@@ -15,6 +15,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 with atheris.instrument_imports(include=["taskq.mail"]):
+    import mail_texts
     import test_mail_address
     import test_mail_compose
     import test_mail_roundtrip as roundtrip
@@ -33,7 +34,7 @@ SEEDS = ("ada@example.com", "u@bücher.example", '"Lovelace, Ada" <ada@example.c
 def main(name: str, *flags: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         pieces = Path(folder, "pieces")
-        pieces.write_text("".join(f'"{_escaped(brick)}"\n' for brick in roundtrip.BRICKS), encoding="ascii")
+        pieces.write_text("".join(f'"{_escaped(brick)}"\n' for brick in mail_texts.BRICKS), encoding="ascii")
         corpus = Path(folder, "corpus")
         corpus.mkdir()
         if name in OF_A_TEXT:
