@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any
 
 import asyncpg
+from conftest import wait_until
 
 from taskq.config import Settings
 from taskq.context import Context
@@ -207,6 +208,15 @@ class Program:
         answer = self.call("POST", "/task/", json.dumps({"kind": "work", "payload": payload}).encode())
         assert answer.status == 201, answer.body
         return answer.json["id"]
+
+    def shown(self, task_id: int, query: str = "") -> dict[str, Any]:
+        """A task or a group, as the service shows it."""
+        return self.call("GET", f"/task/{task_id}{query}").json
+
+    def becomes(self, task_id: int, status: str) -> dict[str, Any]:
+        """Wait until a task or a group has this status; return what is shown then."""
+        wait_until(lambda: self.shown(task_id)["status"] == status)
+        return self.shown(task_id)
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)

@@ -88,15 +88,6 @@ def post(service: Program, *to: str, **fields: Any) -> Answer:
     return service.call("POST", "/task/", letter(*to, **fields))
 
 
-def shown(service: Program, shown_id: int) -> dict[str, Any]:
-    return service.call("GET", f"/task/{shown_id}").json
-
-
-def becomes(service: Program, shown_id: int, status: str) -> dict[str, Any]:
-    wait_until(lambda: shown(service, shown_id)["status"] == status)
-    return shown(service, shown_id)
-
-
 # -- answers
 
 
@@ -106,7 +97,7 @@ def test_post_of_one_task_answers_as_ever(service: Program, fields: dict[str, An
 
     assert answer.status == 201
     assert answer.body == b'{"message":"Task Created","id":%d}' % answer.json["id"]
-    assert "group" not in becomes(service, answer.json["id"], "Ok")
+    assert "group" not in service.becomes(answer.json["id"], "Ok")
 
 
 def test_post_of_several_answers_with_the_id_of_each(service: Program):
@@ -119,7 +110,7 @@ def test_post_of_several_answers_with_the_id_of_each(service: Program):
     assert document["message"] == "Task Created"
     assert [each["to"] for each in document["recipients"]] == ["ada", "bea", "cea"]
     for each in document["recipients"]:
-        task = becomes(service, each["id"], "Ok")
+        task = service.becomes(each["id"], "Ok")
         assert (task["group"], task["kind"]) == (document["id"], "letter")
 
 
@@ -127,7 +118,7 @@ def test_post_of_one_that_is_to_be_shown_as_a_group_answers_as_several(service: 
     document = post(service, "ada", grouped=True).json
 
     assert len(document["recipients"]) == 1
-    assert becomes(service, document["id"], "Ok")["recipients"][0]["id"] == document["recipients"][0]["id"]
+    assert service.becomes(document["id"], "Ok")["recipients"][0]["id"] == document["recipients"][0]["id"]
 
 
 # -- groups
@@ -136,7 +127,7 @@ def test_post_of_one_that_is_to_be_shown_as_a_group_answers_as_several(service: 
 def test_group_is_ok_when_all_are(service: Program):
     made = post(service, "ada", "bea", "cea").json
 
-    group = becomes(service, made["id"], "Ok")
+    group = service.becomes(made["id"], "Ok")
 
     assert (group["id"], group["kind"]) == (made["id"], "letter")
     assert group["created_at"].endswith("Z")
@@ -152,7 +143,7 @@ def test_group_is_ok_when_all_are(service: Program):
 def test_group_is_failed_when_one_failed_and_none_is_open(service: Program):
     made = post(service, "ada", "nobody", "cea").json
 
-    group = becomes(service, made["id"], "failed")
+    group = service.becomes(made["id"], "failed")
 
     assert group["counts"] == {"pending": 0, "in-progress": 0, "Ok": 2, "failed": 1, "cancelled": 0}
     failed = group["recipients"][1]
@@ -164,12 +155,12 @@ def test_group_is_open_while_one_is(service: Program):
     gate = Gate()
     made = post(service, f"gate:{gate.port}", "nobody", "busy").json
     gate.wait_for()
-    wait_until(lambda: shown(service, made["id"])["counts"]["failed"])
-    wait_until(lambda: shown(service, made["id"])["recipients"][2]["last_error"])
+    wait_until(lambda: service.shown(made["id"])["counts"]["failed"])
+    wait_until(lambda: service.shown(made["id"])["recipients"][2]["last_error"])
 
-    running = shown(service, made["id"])
+    running = service.shown(made["id"])
     gate.open()
-    waiting = becomes(service, made["id"], "pending")
+    waiting = service.becomes(made["id"], "pending")
 
     assert (running["status"], running["counts"]["in-progress"]) == ("in-progress", 1)
     assert waiting["counts"] == {"pending": 1, "in-progress": 0, "Ok": 1, "failed": 1, "cancelled": 0}
@@ -181,7 +172,7 @@ def test_group_is_open_while_one_is(service: Program):
 def test_task_shows_what_it_was_given(service: Program):
     task_id = post(service, "ada", tags=["otp", "ü"], metadata={"order": 5}, due_in_s=600, expires_in_s=900).json["id"]
 
-    task = shown(service, task_id)
+    task = service.shown(task_id)
 
     assert (task["status"], task["tags"], task["metadata"]) == ("pending", ["otp", "ü"], {"order": 5})
     assert task["created_at"] < task["due_at"] < task["expires_at"]
@@ -189,19 +180,19 @@ def test_task_shows_what_it_was_given(service: Program):
 
 
 def test_plain_task_shows_nothing_more_than_before(service: Program):
-    task = becomes(service, post(service, "ada").json["id"], "Ok")
+    task = service.becomes(post(service, "ada").json["id"], "Ok")
 
     assert not task.keys() & {"expires_at", "tags", "metadata", "group"}
 
 
 def test_task_that_expires_while_it_waits_is_failed(service: Program):
-    task = becomes(service, post(service, "ada", due_in_s=600, expires_in_s=0.3).json["id"], "failed")
+    task = service.becomes(post(service, "ada", due_in_s=600, expires_in_s=0.3).json["id"], "failed")
 
     assert (task["reason"], task["attempt"]) == ("expired", 0)
 
 
 def test_retry_after_the_expiry_is_not_waited_for(service: Program):
-    task = becomes(service, post(service, "busy", expires_in_s=60).json["id"], "failed")
+    task = service.becomes(post(service, "busy", expires_in_s=60).json["id"], "failed")
 
     assert (task["reason"], task["attempt"], task["last_error"]) == ("expired", 1, "later")
 
@@ -215,7 +206,7 @@ def test_post_takes_content_of_ten_megabytes_for_several(service: Program, modul
     answer = post(service, "ada", "bea", content=base64.b64encode(content).decode())
 
     assert answer.status == 201
-    becomes(service, answer.json["id"], "Ok")
+    service.becomes(answer.json["id"], "Ok")
     digest = hashlib.sha256(content).digest()
     with psycopg.connect(module_database) as connection:
         kept = connection.execute("select size, content = %s from taskq.blob where digest = %s", (content, digest))
@@ -229,7 +220,7 @@ def test_task_fails_when_its_content_is_gone(service: Program, module_database: 
         connection.execute("delete from taskq.blob where digest = %s", (hashlib.sha256(content).digest(),))
         connection.execute("update taskq.task set due_at = now() where id = %s", (made["id"],))
 
-    task = becomes(service, made["id"], "failed")
+    task = service.becomes(made["id"], "failed")
 
     assert (task["reason"], task["attempt"]) == ("content_missing", 1)
 

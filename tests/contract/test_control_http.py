@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import wait_until
 from gate import Gate
 from rig import Answer, Program, handlers, serving
 
@@ -28,15 +27,6 @@ def other(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("other")
     with serving(folder, *QUICK, "--role", "api", database=module_database, environment=handlers(folder)) as program:
         yield program
-
-
-def shown(service: Program, task_id: int, query: str = "") -> dict[str, Any]:
-    return service.call("GET", f"/task/{task_id}{query}").json
-
-
-def becomes(service: Program, task_id: int, status: str) -> dict[str, Any]:
-    wait_until(lambda: shown(service, task_id)["status"] == status)
-    return shown(service, task_id)
 
 
 def due_later(database: str) -> int:
@@ -62,7 +52,7 @@ def test_pending_task_is_cancelled_at_once(service: Program, module_database: st
     answer = service.call("DELETE", f"/task/{task_id}")
 
     assert (answer.status, answer.json) == (200, {"id": task_id, "status": "cancelled"})
-    task = shown(service, task_id)
+    task = service.shown(task_id)
     assert (task["status"], task["reason"], task["attempt"]) == ("cancelled", "cancelled", 0)
     assert task["finished_at"]
 
@@ -74,7 +64,7 @@ def test_running_task_is_ended_wherever_it_runs(service: Program, other: Program
     answer = {"service": service, "other": other}[asked].call("DELETE", f"/task/{task_id}")
 
     assert (answer.status, answer.json) == (202, {"id": task_id, "status": "in-progress"})
-    assert becomes(service, task_id, "cancelled")["reason"] == "cancelled"
+    assert service.becomes(task_id, "cancelled")["reason"] == "cancelled"
     gate.open()
 
 
@@ -88,12 +78,12 @@ def test_cancelling_twice_says_the_same(service: Program, module_database: str):
 
 def test_ended_task_is_not_cancelled(service: Program):
     task_id = service.submit()
-    becomes(service, task_id, "Ok")
+    service.becomes(task_id, "Ok")
 
     answer = service.call("DELETE", f"/task/{task_id}")
 
     assert (answer.status, answer.json["code"]) == (409, "already_ended")
-    assert shown(service, task_id)["status"] == "Ok"
+    assert service.shown(task_id)["status"] == "Ok"
 
 
 @pytest.mark.parametrize("path", ["/task/4000000000000", f"/task/{2**80}"])
@@ -109,14 +99,14 @@ def test_task_that_is_not_there_is_told_apart(service: Program, path: str, metho
 
 def test_failed_task_runs_again_with_one_more_attempt(service: Program, module_database: str):
     task_id = service.submit(do="fail")
-    failed = becomes(service, task_id, "failed")
+    failed = service.becomes(task_id, "failed")
     with psycopg.connect(module_database, autocommit=True) as connection:
         connection.execute("update taskq.task set payload = '{}', max_attempts = 1 where id = %s", (task_id,))
 
     answer = service.call("POST", f"/task/{task_id}/retry")
 
     assert (answer.status, answer.json) == (200, {"id": task_id, "status": "pending"})
-    task = becomes(service, task_id, "Ok")
+    task = service.becomes(task_id, "Ok")
     assert (task["attempt"], task["max_attempts"], task["reason"]) == (failed["attempt"] + 1, 2, None)
 
 
@@ -126,7 +116,7 @@ def test_cancelled_task_runs_again(service: Program, module_database: str):
 
     service.call("POST", f"/task/{task_id}/retry")
 
-    assert becomes(service, task_id, "Ok")["attempt"] == 1
+    assert service.becomes(task_id, "Ok")["attempt"] == 1
 
 
 def test_task_that_waits_for_its_time_runs_now(service: Program, module_database: str):
@@ -134,14 +124,14 @@ def test_task_that_waits_for_its_time_runs_now(service: Program, module_database
 
     assert service.call("POST", f"/task/{task_id}/retry").status == 200
 
-    becomes(service, task_id, "Ok")
+    service.becomes(task_id, "Ok")
 
 
 def test_task_is_not_run_again_while_it_runs_nor_after_it_ended_ok(service: Program):
     task_id, gate = held(service)
     during = service.call("POST", f"/task/{task_id}/retry")
     gate.open()
-    becomes(service, task_id, "Ok")
+    service.becomes(task_id, "Ok")
     after = service.call("POST", f"/task/{task_id}/retry")
 
     assert [(answer.status, answer.json["code"]) for answer in (during, after)] == [(409, "not_retryable")] * 2
@@ -150,14 +140,14 @@ def test_task_is_not_run_again_while_it_runs_nor_after_it_ended_ok(service: Prog
 
 def test_task_whose_content_was_erased_is_not_run_again(service: Program, module_database: str):
     task_id = service.submit(do="fail")
-    becomes(service, task_id, "failed")
+    service.becomes(task_id, "failed")
     with psycopg.connect(module_database, autocommit=True) as connection:
         connection.execute("update taskq.task set erased_at = now() where id = %s", (task_id,))
 
     answer = service.call("POST", f"/task/{task_id}/retry")
 
     assert (answer.status, answer.json["code"]) == (409, "erased")
-    assert shown(service, task_id)["status"] == "failed"
+    assert service.shown(task_id)["status"] == "failed"
 
 
 # -- wait
@@ -167,7 +157,7 @@ def test_task_whose_content_was_erased_is_not_run_again(service: Program, module
 def test_get_waits_until_the_task_ends_wherever_it_runs(service: Program, other: Program, asked: str):
     task_id, gate = held(service)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(shown, {"service": service, "other": other}[asked], task_id, f"?wait={LONG_S}")
+        waiting = pool.submit({"service": service, "other": other}[asked].shown, task_id, f"?wait={LONG_S}")
         gate.open()
 
         assert waiting.result(LONG_S - 5)["status"] == "Ok"
@@ -176,7 +166,7 @@ def test_get_waits_until_the_task_ends_wherever_it_runs(service: Program, other:
 def test_get_answers_what_is_so_when_the_wait_is_over(service: Program):
     task_id, gate = held(service)
 
-    task = shown(service, task_id, "?wait=0.05")
+    task = service.shown(task_id, "?wait=0.05")
     gate.open()
 
     assert task["status"] == "in-progress"

@@ -45,15 +45,6 @@ def post(service: Program, body: bytes, **headers: str) -> Answer:
     return service.call("POST", "/task/", body, **headers)
 
 
-def shown(service: Program, task_id: int) -> dict[str, Any]:
-    return service.call("GET", f"/task/{task_id}").json
-
-
-def becomes(service: Program, task_id: int, status: str) -> dict[str, Any]:
-    wait_until(lambda: shown(service, task_id)["status"] == status)
-    return shown(service, task_id)
-
-
 def is_problem(answer: Answer, status: int, code: str) -> None:
     assert (answer.status, answer.json["code"]) == (status, code), answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
@@ -95,7 +86,7 @@ def test_post_accepts_every_good_mail_and_it_is_sent(service: Program, body: byt
     answer = post(service, body)
 
     assert answer.status == 201
-    becomes(service, answer.json["id"], "Ok")
+    service.becomes(answer.json["id"], "Ok")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +115,7 @@ def test_post_gives_every_one_of_many_callers_an_id_of_its_own(service: Program)
 
     assert len(set(ids)) == 300
     for task_id in ids:
-        becomes(service, task_id, "Ok")
+        service.becomes(task_id, "Ok")
 
 
 def test_post_answers_pipelined_requests_in_their_order(service: Program):
@@ -347,7 +338,7 @@ def test_post_stores_numbers_exactly(service: Program, module_database: str):
         query = "select payload = %s::jsonb, payload -> 'numbers' = %s::jsonb from taskq.task where id = %s"
         stored = connection.execute(query, (document, f"[{','.join(NUMBERS)}]", answer.json["id"])).fetchone()
     assert stored == (True, True)
-    becomes(service, answer.json["id"], "Ok")
+    service.becomes(answer.json["id"], "Ok")
 
 
 def test_post_refuses_a_compressed_body(service: Program):
@@ -408,7 +399,7 @@ def test_post_never_fails_on_any_body(service: Program, body: bytes):
     assert answer.status < 500, (body, answer.body)
     assert answer.status == 201 or set(answer.json) - {"field"} == PROBLEM
     if answer.status == 201:
-        assert shown(service, answer.json["id"])["id"] == answer.json["id"]
+        assert service.shown(answer.json["id"])["id"] == answer.json["id"]
 
 
 @fuzz(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -443,9 +434,9 @@ def test_get_shows_the_life_of_a_task(service: Program):
     task_id = service.submit(gate=gate.port)
     gate.wait_for()
 
-    during = shown(service, task_id)
+    during = service.shown(task_id)
     gate.open()
-    after = becomes(service, task_id, "Ok")
+    after = service.becomes(task_id, "Ok")
 
     assert (during["status"], during["attempt"], during["finished_at"]) == ("in-progress", 1, None)
     assert (after["id"], after["kind"], after["queue"], after["reason"]) == (task_id, "work", "default", None)
@@ -457,16 +448,16 @@ def test_get_shows_what_is_due_later_as_pending(service: Program, module_databas
     with psycopg.connect(module_database, autocommit=True) as connection:
         made = connection.execute("select taskq.enqueue('work', '{}', due_at => now() + interval '1 hour')").fetchone()
 
-    task = shown(service, made[0] if made else 0)
+    task = service.shown(made[0] if made else 0)
 
     assert (task["status"], task["attempt"], task["attempts"]) == ("pending", 0, [])
 
 
 def test_get_shows_what_waits_for_its_retry_as_pending(service: Program):
     task_id = service.submit(do="retry", after_s=600)
-    wait_until(lambda: shown(service, task_id)["last_error"])
+    wait_until(lambda: service.shown(task_id)["last_error"])
 
-    task = shown(service, task_id)
+    task = service.shown(task_id)
 
     assert (task["status"], task["attempt"], task["max_attempts"]) == ("pending", 1, 3)
     assert task["due_at"] > task["created_at"]
@@ -474,7 +465,7 @@ def test_get_shows_what_waits_for_its_retry_as_pending(service: Program):
 
 
 def test_get_shows_why_a_task_failed(service: Program):
-    task = becomes(service, service.submit(do="fail"), "failed")
+    task = service.becomes(service.submit(do="fail"), "failed")
 
     assert (task["reason"], task["last_error"]) == ("permanent", "no such luck")
 
@@ -529,7 +520,7 @@ def test_wrong_method_is_told_the_right_one(service: Program):
 def test_inbox_shows_what_was_sent_newest_first(service: Program):
     ids = [post(service, mail(subject=f"Mail {n}")).json["id"] for n in range(3)]
     for task_id in ids:
-        becomes(service, task_id, "Ok")
+        service.becomes(task_id, "Ok")
 
     page = service.call("GET", "/inbox?limit=2").json["mails"]
     rest = service.call("GET", f"/inbox?limit=100&before={page[-1]['id']}").json["mails"]
@@ -578,8 +569,8 @@ def test_database_away_is_a_503_that_says_when_to_try_again(database: str, postg
         assert (read.status, int(read.headers["Retry-After"]) >= 1) == (503, True)
         assert live.status == 200
         assert back.status == 201
-        assert becomes(service, before, "Ok")["attempt"] == 1
-        becomes(service, back.json["id"], "Ok")
+        assert service.becomes(before, "Ok")["attempt"] == 1
+        service.becomes(back.json["id"], "Ok")
 
 
 def test_too_many_waiting_is_a_503_that_says_when_to_try_again(database: str, tmp_path: Path):

@@ -33,15 +33,6 @@ def service(module_database: str, tmp_path_factory: pytest.TempPathFactory):
         yield program
 
 
-def shown(program: Program, task_id: int) -> dict[str, object]:
-    return program.call("GET", f"/task/{task_id}").json
-
-
-def becomes(program: Program, task_id: int, status: str) -> dict[str, object]:
-    wait_until(lambda: shown(program, task_id)["status"] == status)
-    return shown(program, task_id)
-
-
 @pytest.mark.parametrize("path", ["/task/", "/task"])
 def test_post_answers_to_the_letter_and_the_mail_arrives(service: Program, path: str):
     answer = service.call("POST", path, MAIL)
@@ -49,7 +40,7 @@ def test_post_answers_to_the_letter_and_the_mail_arrives(service: Program, path:
     assert answer.status == 201
     task_id = answer.json["id"]
     assert answer.body == b'{"message":"Task Created","id":%d}' % task_id
-    assert becomes(service, task_id, "Ok")["attempt"] == 1
+    assert service.becomes(task_id, "Ok")["attempt"] == 1
     mails = [mail for mail in service.call("GET", "/inbox").json["mails"] if mail["task_id"] == task_id]
     assert [(mail["to"], mail["subject"], mail["body"]) for mail in mails] == [
         ("example@gmail.com", "Test Subject", "Test E-Mail Body\r\n")
@@ -125,21 +116,21 @@ def test_health_tells_the_state(service: Program):
 def test_task_that_waits_for_its_retry_is_pending(service: Program):
     task_id = service.submit(do="retry", after_s=600)
 
-    wait_until(lambda: shown(service, task_id)["last_error"])
-    task = shown(service, task_id)
+    wait_until(lambda: service.shown(task_id)["last_error"])
+    task = service.shown(task_id)
 
     assert (task["status"], task["attempt"], task["last_error"]) == ("pending", 1, "not yet")
     assert str(task["due_at"]) > str(task["started_at"])
 
 
 def test_task_that_fails_for_good_says_why(service: Program):
-    task = becomes(service, service.submit(do="fail"), "failed")
+    task = service.becomes(service.submit(do="fail"), "failed")
 
     assert (task["reason"], task["attempt"], task["last_error"]) == ("permanent", 1, "no such luck")
 
 
 def test_task_out_of_attempts_fails_with_each_error_kept(service: Program):
-    task = becomes(service, service.submit(do="crash", text="bang"), "failed")
+    task = service.becomes(service.submit(do="crash", text="bang"), "failed")
 
     assert (task["reason"], task["attempt"]) == ("attempts_exhausted", 3)
     assert [each["outcome"] for each in task["attempts"]] == ["retry", "retry", "failed"]
@@ -149,9 +140,9 @@ def test_task_out_of_attempts_fails_with_each_error_kept(service: Program):
 def test_snoozed_task_keeps_its_attempt(service: Program):
     task_id = service.submit(do="snooze")
 
-    wait_until(lambda: shown(service, task_id)["last_error"])
+    wait_until(lambda: service.shown(task_id)["last_error"])
 
-    assert (shown(service, task_id)["status"], shown(service, task_id)["attempt"]) == ("pending", 0)
+    assert (service.shown(task_id)["status"], service.shown(task_id)["attempt"]) == ("pending", 0)
 
 
 def test_killed_process_loses_nothing(database: str, tmp_path: Path):
@@ -163,9 +154,9 @@ def test_killed_process_loses_nothing(database: str, tmp_path: Path):
     first.signal(signal.SIGKILL)
     first.wait()
     with serving(tmp_path / "2", *QUICK, database=database, environment=handlers(tmp_path)) as second:
-        wait_until(lambda: shown(second, task_id)["attempt"] == 2)
+        wait_until(lambda: second.shown(task_id)["attempt"] == 2)
         gate.open()
-        task = becomes(second, task_id, "Ok")
+        task = second.becomes(task_id, "Ok")
 
     assert [each["outcome"] for each in task["attempts"]] == ["lost"]
 
@@ -182,7 +173,7 @@ def test_stop_hands_back_what_runs_without_burning_its_attempt(database: str, tm
     assert first.wait() == 0
     gate.open()
     with serving(tmp_path / "2", *QUICK, database=database, environment=handlers(tmp_path)) as second:
-        task = becomes(second, task_id, "Ok")
+        task = second.becomes(task_id, "Ok")
 
     assert (task["attempt"], task["attempts"]) == (1, [])
 
@@ -196,7 +187,7 @@ def test_second_instance_runs_what_the_first_can_not(database: str, tmp_path: Pa
     ):
         task_id = api.submit()
 
-        becomes(api, task_id, "Ok")
+        api.becomes(task_id, "Ok")
         assert worker.call("POST", "/task/", MAIL).status == 404
 
 

@@ -19,21 +19,12 @@ def service(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> I
         yield program
 
 
-def shown(service: Program, task_id: int) -> dict[str, Any]:
-    return service.call("GET", f"/task/{task_id}").json
-
-
-def when(service: Program, task_id: int, status: str) -> dict[str, Any]:
-    wait_until(lambda: shown(service, task_id)["status"] == status)
-    return shown(service, task_id)
-
-
 def names(task: dict[str, Any]) -> list[str]:
     return [event["event"] for event in task["events"]]
 
 
 def test_task_that_noted_where_its_mail_went_says_so(service: Program):
-    task = when(service, service.submit(note=[{"relay": "spare", "code": 421}, ACCEPTED]), "Ok")
+    task = service.becomes(service.submit(note=[{"relay": "spare", "code": 421}, ACCEPTED]), "Ok")
 
     assert names(task) == ["created", "attempt", "accepted", "Ok"]
     assert task["events"][2] | {"at": 0} == {"at": 0, "event": "accepted", "relay": "main", "remote_id": "4X"}
@@ -44,13 +35,13 @@ def test_task_that_noted_where_its_mail_went_says_so(service: Program):
 
 
 def test_task_that_noted_nothing_has_no_attempts_and_a_short_story(service: Program):
-    task = when(service, service.submit(), "Ok")
+    task = service.becomes(service.submit(), "Ok")
 
     assert (names(task), task["attempts"], task["events_left_out"]) == (["created", "Ok"], [], 0)
 
 
 def test_task_that_failed_tells_every_attempt(service: Program):
-    task = when(service, service.submit(do="crash", note=[{"code": 450}]), "failed")
+    task = service.becomes(service.submit(do="crash", note=[{"code": 450}]), "failed")
 
     assert names(task) == ["created", "attempt", "attempt", "attempt", "failed"]
     assert [event.get("code") for event in task["events"]] == [None, 450, 450, 450, None]
@@ -59,9 +50,9 @@ def test_task_that_failed_tells_every_attempt(service: Program):
 
 def test_task_that_waits_tells_until_when(service: Program):
     retried, snoozed = service.submit(do="retry", after_s=600), service.submit(do="snooze", note=[{"relay": "main"}])
-    wait_until(lambda: shown(service, retried)["last_error"] and shown(service, snoozed)["last_error"])
+    wait_until(lambda: service.shown(retried)["last_error"] and service.shown(snoozed)["last_error"])
 
-    first, second = shown(service, retried), shown(service, snoozed)
+    first, second = service.shown(retried), service.shown(snoozed)
 
     assert (names(first), names(second)) == (["created", "attempt", "deferred"], ["created", "deferred"])
     assert first["events"][-1]["next_at"] == first["due_at"]
@@ -72,7 +63,7 @@ def test_task_for_later_tells_when_it_is_due(service: Program, module_database: 
     with psycopg.connect(module_database, autocommit=True) as connection:
         made = connection.execute("select taskq.enqueue('work', '{}', due_at => now() + interval '1 hour')").fetchone()
 
-    task = shown(service, made[0] if made else 0)
+    task = service.shown(made[0] if made else 0)
 
     assert names(task) == ["created", "scheduled"]
     assert task["events"][1]["due_at"] == task["due_at"]
@@ -85,7 +76,7 @@ def test_content_is_erased_when_none_is_kept_and_the_task_says_so(database: str,
         psycopg.connect(database, autocommit=True) as connection,
     ):
         sent = service.call("POST", "/task/", b'{"To": "ada@example.com", "subject": "Code", "body": "Secret 4711"}')
-        task = when(service, sent.json["id"], "Ok")
+        task = service.becomes(sent.json["id"], "Ok")
         stored = connection.execute("select payload from taskq.task").fetchall()
 
     assert names(task)[-1] == "erased"
@@ -96,6 +87,6 @@ def test_content_is_erased_when_none_is_kept_and_the_task_says_so(database: str,
 def test_health_tells_how_many_outcomes_are_unknown(service: Program):
     before = service.call("GET", "/health/ready").json["outcomes_unknown"]
 
-    when(service, service.submit(note=[{"ambiguous": True}]), "Ok")
+    service.becomes(service.submit(note=[{"ambiguous": True}]), "Ok")
 
     assert service.call("GET", "/health/ready").json["outcomes_unknown"] == before + 1
