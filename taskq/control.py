@@ -21,7 +21,7 @@ from taskq.dispatcher import Dispatcher
 from taskq.errors import StoreRefused, StoreUnavailable, TooManyWaiters
 from taskq.listener import Listener
 from taskq.store import Store
-from taskq.task import Status, Task
+from taskq.task import Task
 
 __all__ = ["Control", "Waiters"]
 
@@ -123,7 +123,7 @@ class Control:
             while True:
                 ended.clear()
                 task = await self._store.get(task_id)
-                if task is None or task.status >= Status.OK or loop.time() >= until:
+                if task is None or task.status.final or loop.time() >= until:
                     return task
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout_at(until):

@@ -13,7 +13,7 @@ from typing import Any
 from taskq.config import Settings
 from taskq.facts import Privacy
 from taskq.kinds.email import Email
-from taskq.kinds.mailing import Mailing, Senders
+from taskq.kinds.mailing import MAIL, Mailing, Senders
 from taskq.kinds.recipients import recipients_of
 from taskq.kinds.registry import Kind, make_kind
 from taskq.listener import Listener
@@ -36,7 +36,6 @@ from taskq.task import NewTask, RetryPolicy
 __all__ = ["Mailroom", "where_mails_go"]
 
 DAY_S = 86_400.0
-KIND = "email"
 KEEPS = ("to", "cc", "recipient")  # of a payload when its content is erased
 
 
@@ -90,7 +89,7 @@ class Mailroom:
         """Let tasks pass before they are stored; raises `Suppressed` where one is a mail to a suppressed address."""
         if self.suppressions.empty:
             return
-        addresses = [each for new in tasks if new.kind == KIND for each in recipients_of(new.payload)]
+        addresses = [each for new in tasks if new.kind == MAIL for each in recipients_of(new.payload)]
         if addresses:
             await self.suppressions.check(addresses)
 
@@ -133,7 +132,7 @@ def _kind(settings: Settings, transport: Transport, relays: frozenset[str]) -> K
         templates=Templates(settings.templates_dir) if settings.templates_dir else None,
     )
     return make_kind(
-        KIND,
+        MAIL,
         Email(transport, senders, load_signers(settings.dkim)),
         RetryPolicy(settings.retry_base_s, settings.retry_cap_s, min(1.0, settings.retry_base_s)),
         settings.mail_timeout_s,

@@ -13,15 +13,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Str
 from pydantic_core import from_json, to_json
 
 from taskq.errors import InvalidPayload
+from taskq.kinds.mailing import MAIL
 from taskq.kinds.registry import Registry, check_depth
-from taskq.task import Bundle, NewTask
+from taskq.task import DELAY_S_MAX, Bundle, NewTask
 
 __all__ = ["Work", "read_submission"]
 
-MAIL = "email"
 QUEUE = r"^[A-Za-z0-9_.\-]{1,64}$"
 METADATA_BYTES_MAX = 4_096
-WAIT_S_MAX = 10 * 366 * 86_400.0
 
 Moment = Annotated[AwareDatetime, Strict(strict=False)]
 Tag = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]+$")]
@@ -38,9 +37,9 @@ class Work(BaseModel):
     priority: int = Field(0, ge=-100, le=100, description="From -100, which runs first, to 100.")
     max_attempts: int | None = Field(None, ge=1, le=100, description="Attempts before it is failed; else its kind's.")
     due_at: Moment | None = Field(None, description="When it may run first, with a time zone.")
-    delay_s: float | None = Field(None, ge=0, le=WAIT_S_MAX, description="Seconds until it may run first.")
+    delay_s: float | None = Field(None, ge=0, le=DELAY_S_MAX, description="Seconds until it may run first.")
     expires_at: Moment | None = Field(None, description="When it loses its use and is failed instead of run.")
-    ttl_s: float | None = Field(None, gt=0, le=WAIT_S_MAX, description="Seconds until it loses its use.")
+    ttl_s: float | None = Field(None, gt=0, le=DELAY_S_MAX, description="Seconds until it loses its use.")
     tags: list[Tag] = Field([], max_length=10, description="At most 10 words of at most 64 characters to find it by.")
     metadata: dict[str, JsonValue] | None = Field(None, description="An object of your own, at most 4,096 bytes.")
 
@@ -53,7 +52,7 @@ class Work(BaseModel):
             raise ValueError(f"metadata takes {len(to_json(self.metadata))} bytes: at most {METADATA_BYTES_MAX}")
         return self
 
-    def apply(self, new: NewTask, now: datetime) -> NewTask:
+    def apply(self, new: NewTask, now: datetime) -> None:
         """Put the options that were given onto a task; `now` is what spans of seconds count from."""
         given = self.model_fields_set
         if "queue" in given:
@@ -66,7 +65,6 @@ class Work(BaseModel):
         new.expires_at = _moment(self.expires_at, self.ttl_s, now) or new.expires_at
         new.tags = tuple(self.tags) or new.tags
         new.metadata = to_json(self.metadata).decode() if self.metadata else new.metadata
-        return new
 
 
 def read_submission(registry: Registry, body: bytes) -> NewTask | Bundle:
@@ -79,12 +77,12 @@ def read_submission(registry: Registry, body: bytes) -> NewTask | Bundle:
     work = _work(body) if b'"kind"' in body else None
     kind = registry.get(work.kind if work else MAIL)
     prepared = kind.prepare(to_json(work.payload) if work else body)
-    bundle = prepared if isinstance(prepared, Bundle) else None
-    tasks = bundle.tasks if bundle else [NewTask(kind.name, cast("str", prepared), max_attempts=kind.max_attempts)]
+    taken = prepared if isinstance(prepared, Bundle) else NewTask(kind.name, prepared, max_attempts=kind.max_attempts)
     if work:
         now = datetime.now(UTC)
-        tasks = [work.apply(new, now) for new in tasks]
-    return bundle or tasks[0]
+        for new in taken.tasks if isinstance(taken, Bundle) else (taken,):
+            work.apply(new, now)
+    return taken
 
 
 def _work(body: bytes) -> Work | None:

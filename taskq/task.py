@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import assert_never
 
 __all__ = [
+    "DELAY_S_MAX",
     "OUTCOME_UNKNOWN",
     "Blob",
     "Bundle",
@@ -55,6 +56,11 @@ class Status(IntEnum):
     OK = 2
     FAILED = 3
     CANCELLED = 4
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing but a wish of somebody's moves a task on from it."""
+        return self >= Status.OK
 
     @property
     def label(self) -> str:

@@ -136,7 +136,7 @@ class Execution:
             change.detail = detail_of(context.facts, private=privacy is not None)
         if privacy is not None:
             change.error = change.error and mask_addresses(change.error)
-            if change.status >= Status.OK and (self.run.sensitive or privacy.content_days == 0):
+            if change.status.final and (self.run.sensitive or privacy.content_days == 0):
                 change.keeps = orjson.dumps(privacy.keeps).decode()
         return change
 

@@ -4,8 +4,9 @@ The payload is checked when it is submitted, completely: whatever passes can be 
 into an envelope, so a run fails only for what a mail system answers.  The handler composes, hands
 over and returns; what a relay's answer means for the task was decided below, by the exception.
 
-One exception is judged again: whether the relay took the mail may be unknown.  It is then sent once
-more, since a second copy is better than none, unless the mail says `"on_ambiguous": "fail"`.
+Whether the relay took the mail may be unknown.  It is then sent once more, since a second copy is
+better than none, unless the mail says `"on_ambiguous": "fail"`: its run is sealed, and a sealed run
+that ends without knowing is never repeated.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ import logging
 from collections.abc import Iterable
 
 from taskq.context import Context
-from taskq.errors import TaskError
 from taskq.kinds.mail_fields import CheckedMail, EmailPayload, FilePayload
 from taskq.kinds.mailing import Senders, draft_of, recipient_of
 from taskq.mail.compose import Attachment, Draft, compose
@@ -22,7 +22,6 @@ from taskq.mail.envelope import Envelope, Transport
 
 __all__ = ["Email", "EmailPayload"]
 
-OUTCOME_UNKNOWN = "outcome_unknown"  # the reason with which a transport says that it can't know
 THREAD_SIZE_MIN = 256 * 1024  # composing takes about 5 ms per MB: beyond this it would stall the event loop
 
 logger = logging.getLogger("taskq.kinds.email")
@@ -68,7 +67,6 @@ class Email:
         if payload.get("dry_run"):
             context.note({"dry_run": True, "bytes": len(message)})
             return
-        only_once = payload.get("on_ambiguous") == "fail"
         envelope = Envelope(
             str(sender.address),
             recipient,
@@ -78,17 +76,12 @@ class Email:
             payload.get("relay"),
             draft.uid.hex,
             context.note,
-            context.seal if only_once else None,
+            context.seal if payload.get("on_ambiguous") == "fail" else None,
             sensitive=payload.get("sensitive", False),
             run=context.run,
+            subject=draft.subject,
         )
-        try:
-            await self._transport.send(envelope, context.uninterruptible)
-        except TaskError as error:
-            if not only_once or error.reason != OUTCOME_UNKNOWN:
-                raise
-            said = f"{error}; it is not sent again, as on_ambiguous is fail: look for it at the relay"
-            raise TaskError(said, retryable=False, reason=OUTCOME_UNKNOWN) from error
+        await self._transport.send(envelope, context.uninterruptible)
 
     def _compose(self, draft: Draft) -> bytes:
         message = compose(draft)

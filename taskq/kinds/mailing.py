@@ -28,9 +28,10 @@ from taskq.mail.plain import text_from_html
 from taskq.mail.template import Templates
 from taskq.task import Blob, Bundle, NewTask
 
-__all__ = ["Mailing", "Senders", "draft_of", "recipient_of"]
+__all__ = ["MAIL", "Mailing", "Senders", "draft_of", "recipient_of"]
 
-KIND = "email"
+MAIL = "email"
+"""The kind of work that sends a mail."""
 AHEAD_MAX = timedelta(days=366)  # a later time is a typing error
 STORED_OCTETS_MAX = 16 * 1024 * 1024  # of the payloads of one submission: each recipient's task holds the texts
 
@@ -151,7 +152,7 @@ class Mailing:
     def _check(self, payload: EmailPayload) -> None:
         if "recipient" in payload:
             raise InvalidPayload(
-                f"recipient is no field of the kind {KIND}: name recipients in to, cc and bcc", field="recipient"
+                f"recipient is no field of the kind {MAIL}: name recipients in to, cc and bcc", field="recipient"
             )
         self._senders.of(payload)
         relay = payload.get("relay")
@@ -186,7 +187,7 @@ class Mailing:
         metadata = payload.get("metadata")
         tasks = [
             NewTask(
-                KIND,
+                MAIL,
                 to_json(stored | {"recipient": address}).decode(),
                 priority=payload.get("priority", 0),
                 max_attempts=self._max_attempts,

@@ -14,6 +14,7 @@ from taskq.errors import Snooze, TaskError, shown
 from taskq.mail.classify import RATE_PAUSE_S, Phase, Ruling, Scope, says_too_fast
 from taskq.mail.envelope import Refused
 from taskq.mail.failure import SmtpFailure
+from taskq.task import OUTCOME_UNKNOWN
 
 __all__ = ["Consequence", "Declined", "consequence_of", "kindest", "unknown_relay"]
 
@@ -119,7 +120,7 @@ def _error(failure: SmtpFailure, server: str) -> TaskError:
         case Ruling.AMBIGUOUS:
             return TaskError(
                 f"ambiguous: {server} may or may not have taken the mail ({said})",
-                reason="outcome_unknown",
+                reason=OUTCOME_UNKNOWN,
                 retry_after_s=verdict.hint_s,
             )
         case _:

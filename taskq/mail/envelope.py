@@ -54,6 +54,8 @@ class Envelope:
     """Whether logs may not even hint at who it is for."""
     run: int = 1
     """Which execution of the task this is, counted from 1."""
+    subject: str = ""
+    """The subject of the mail, for lists of caught ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from taskq.mail.classify import Phase, Ruling
 from taskq.mail.consequence import consequence_of
 from taskq.mail.envelope import Envelope, Receipt, Span
 from taskq.mail.failure import SmtpFailure
-from taskq.mail.reader import subject_of
 from taskq.mail.simulator import Act, act_for
 from taskq.mailstore import CapturedMail
 
@@ -59,11 +58,9 @@ class Inbox:
         """Do nothing: the inbox holds no connection of its own."""
 
     async def _keep(self, envelope: Envelope) -> None:
-        subject = subject_of(envelope.message)
+        mail = CapturedMail(envelope.task_id, envelope.sender, envelope.recipient, envelope.subject, envelope.message)
         try:
-            await self._capture(
-                CapturedMail(envelope.task_id, envelope.sender, envelope.recipient, subject, envelope.message)
-            )
+            await self._capture(mail)
         except StoreUnavailable as error:
             raise Snooze(f"the inbox can't store mail now ({error}): tried again soon", delay_s=SNOOZE_S) from error
 

@@ -22,7 +22,6 @@ from taskq.web.shown import shown_task
 __all__ = ["TaskPages"]
 
 ATTEMPTS_SHOWN_MAX = 101  # a counted one for each of at most 100 attempts, and one for all that were put off
-ENDED = (Status.OK, Status.FAILED, Status.CANCELLED)
 
 
 class TaskPages:
@@ -74,7 +73,7 @@ class TaskPages:
             if group is None:
                 return _no_such_task(task_id)
             for member in group.members:
-                if member.status not in ENDED:
+                if not member.status.final:
                     await self._control.cancel(member.id)
             label = await self._group_label(task_id)
         if label in (Status.OK.label, Status.FAILED.label):
@@ -114,7 +113,7 @@ class TaskPages:
         until = asyncio.get_running_loop().time() + wait_s
         for member in group.members:
             left_s = until - asyncio.get_running_loop().time()
-            if member.status not in ENDED and left_s > 0:
+            if not member.status.final and left_s > 0:
                 await self._control.follow(member.id, left_s)
         return await self._store.bundles.group(group_id)
 

@@ -281,3 +281,17 @@ def test_bad_day_is_over_on_the_second_run(service: Program, module_database: st
     mails = service.call("GET", "/inbox").json["mails"]
     assert sorted(mail["task_id"] for mail in mails) == sorted([*ids, ids[2]])
     assert len({mail["message_id"] for mail in mails if mail["task_id"] == ids[2]}) == 1
+
+
+def test_mail_that_must_not_be_sent_twice_fails_where_nobody_knows(service: Program):
+    mails = [{"to": "drop@x.test", "subject": "Hi", "body": "text", "on_ambiguous": each} for each in ("fail", "retry")]
+
+    once, again = (service.call("POST", "/task/", json.dumps(mail).encode()).json["id"] for mail in mails)
+
+    failed = service.call("GET", f"/task/{once}?wait={WAIT_S}").json
+    wait_until(lambda: service.call("GET", f"/task/{again}").json["last_error"])
+    waits = service.call("GET", f"/task/{again}").json
+    assert (failed["status"], failed["reason"], failed["attempt"]) == ("failed", "outcome_unknown", 1)
+    assert (waits["status"], waits["reason"]) == ("pending", None)
+    for task in (failed, waits):
+        assert "ambiguous" in [event["event"] for event in task["events"]]

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mail_payloads import CREATED, INSTALLATION, Mailer, Recorder
 
 from taskq.context import Context
-from taskq.errors import ConfigError, Snooze, StoreUnavailable, TaskError
+from taskq.errors import ConfigError, Snooze, StoreUnavailable
 from taskq.kinds import email as email_kind
 from taskq.kinds.email import Email, EmailPayload
 from taskq.mail.address import parse_mailbox
@@ -47,7 +47,7 @@ async def test_handler_composes_and_hands_over() -> None:
     sender, recipient = parse_mailbox("taskq@example.com"), parse_mailbox("ada@example.com")
     draft = Draft(sender, (recipient,), "hi", UID, CREATED, "text")
     assert envelope == Envelope(
-        "taskq@example.com", "ada@example.com", compose(draft), False, 7, envid=UID.hex, note=run.note
+        "taskq@example.com", "ada@example.com", compose(draft), False, 7, envid=UID.hex, note=run.note, subject="hi"
     )
 
 
@@ -125,28 +125,6 @@ async def test_only_a_mail_that_must_not_be_sent_twice_is_sealed(on_ambiguous: s
     assert envelope.envid == UID.hex
 
 
-@pytest.mark.parametrize(
-    ("on_ambiguous", "error", "retryable"),
-    [
-        ("fail", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), False),
-        ("retry", TaskError("ambiguous: lost", reason="outcome_unknown", retry_after_s=300.0), True),
-        ("fail", TaskError("put off", retry_after_s=60.0), True),
-    ],
-)
-async def test_mail_of_unknown_outcome_is_sent_again_unless_it_says_fail(
-    on_ambiguous: str, error: TaskError, *, retryable: bool
-) -> None:
-    with pytest.raises(TaskError) as caught:
-        await Mailer(fails_with=error).send(on_ambiguous=on_ambiguous)
-
-    assert caught.value.retryable is retryable
-    assert caught.value.reason == error.reason
-    if not retryable:
-        assert str(caught.value) == (
-            "ambiguous: lost; it is not sent again, as on_ambiguous is fail: look for it at the relay"
-        )
-
-
 async def test_relay_that_is_down_keeps_a_mail_that_says_fail() -> None:
     with pytest.raises(Snooze):
         await Mailer(fails_with=Snooze("down", delay_s=1.0)).send(on_ambiguous="fail")
@@ -191,7 +169,7 @@ async def test_transport_is_the_inbox_when_no_relay_is_named(url: str) -> None:
         captured.append(mail)
 
     transport = transport_from_url(url, capture)
-    receipt = await transport.send(Envelope("a@x.test", "b@x.test", MAIL, False, 7), nullcontext)
+    receipt = await transport.send(Envelope("a@x.test", "b@x.test", MAIL, False, 7, subject="Hi"), nullcontext)
     await transport.close()
 
     assert captured == [CapturedMail(7, "a@x.test", "b@x.test", "Hi", MAIL)]

@@ -42,7 +42,7 @@ async def send(
     async def capture(mail: CapturedMail) -> None:
         captured.append(mail)
 
-    envelope = Envelope("a@x.test", recipient, MAIL, False, 7, run=run, note=noted.append, **options)
+    envelope = Envelope("a@x.test", recipient, MAIL, False, 7, run=run, subject="Hi", note=noted.append, **options)
     try:
         return await Inbox(capture).send(envelope, nullcontext), captured, noted
     except (Snooze, TaskError) as error:
